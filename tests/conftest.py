@@ -1,0 +1,30 @@
+"""Shared fixtures: where third-party data lies, and quiet numerics."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# "ci" draws the same examples every time; HYPOTHESIS_PROFILE=search looks for new ones.
+settings.register_profile("ci", derandomize=True, database=None, deadline=None, max_examples=40)
+settings.register_profile("search", deadline=None, max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+SHARED = Path(os.environ.get("LUNGWAVE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Callable[[str], Path]:
+    """Folder of a third-party data set, or a skip that says what is missing."""
+
+    def find(name: str) -> Path:
+        folder = SHARED / "data" / name
+        if not folder.is_dir():
+            pytest.skip(f"third-party data set '{name}' is not beside this checkout (set LUNGWAVE_SHARED to its parent)")
+        return folder
+
+    return find
