@@ -1,0 +1,40 @@
+"""Generated cases back from their shards, in order, one shard at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from lungwave.acoustics.probe import Recording
+from lungwave.config import Config
+from lungwave.data.hdf5 import read_cases, read_recording
+from lungwave.data.schema import CaseTable
+from lungwave.types import UsageError
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """Shards of a generated folder, by first case; none is a UsageError."""
+    files = sorted(Path(folder).glob("cases_*.h5"))
+    if not files:
+        raise UsageError(f"{folder} holds no cases_*.h5; make some with 'lungwave generate --out {folder}'")
+    return files
+
+
+def folder_config(folder: Path) -> Config:
+    """The configuration that a folder's cases were generated with."""
+    path = Path(folder) / "config.json"
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))["config"]
+    except (OSError, json.JSONDecodeError, KeyError):
+        raise UsageError(f"{path} is missing or unreadable; give a folder that 'lungwave generate' wrote") from None
+    return Config().override(held)
+
+
+def read_shards(folder: Path) -> Iterator[tuple[Recording, CaseTable]]:
+    """Recording and truth of every shard."""
+    for path in shard_files(folder):
+        table = read_cases(path)
+        if table is None:
+            raise UsageError(f"{path} carries RF without truth; generate it with 'lungwave generate'")
+        yield read_recording(path), table

@@ -1,0 +1,255 @@
+"""Cases in bulk: (config, index) -> case is pure; a local process pool fills shards; rerunning the command resumes."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import re
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lungwave.acoustics.forward import Simulator
+from lungwave.acoustics.probe import Recording
+from lungwave.acoustics.receive import add_noise
+from lungwave.config import Config
+from lungwave.data.hdf5 import write_recording
+from lungwave.data.schema import CaseTable
+from lungwave.phantom.aeration import Truth, truth, truth_spacing
+from lungwave.phantom.anatomy import Anatomy, draw, rasterise
+from lungwave.progress import Progress
+from lungwave.repro import manifest, provenance, sha256, stream, write_json
+from lungwave.types import Channels, LungwaveError, UsageError
+
+NAME = re.compile(r"cases_(\d{6,})-(\d{6,})\.h5")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One simulated lung."""
+
+    index: int
+    anatomy: Anatomy
+    truth: Truth
+    rf: Channels  # noise-free [Pa per Pa transmitted]
+
+
+def simulate_case(config: Config, index: int, simulator: Simulator) -> Case:
+    """Draw lung ``index``, propagate every transmit event, and state what is true."""
+    anatomy = draw(config, index)
+    medium = rasterise(anatomy, config.grid.spacing, config.grid.depth, simulator.medium_width)
+    with torch.no_grad():
+        rf = simulator.channels(medium)[0].cpu().numpy()
+    return Case(index, anatomy, truth(anatomy, config.map, truth_spacing(config)), rf.astype(np.float32))
+
+
+def noisy(case: Case, config: Config, simulator: Simulator, snr_db: float | None = None) -> Channels:
+    """RF of a case with the noise of its own stream, at the configuration's SNR or ``snr_db`` [dB]."""
+    return add_noise(case.rf, simulator.scan, config.receive, stream(config.seed, "noise", case.index), snr_db)[0]
+
+
+def write_shard(config: Config, indices: range, path: Path, *, noise: bool, simulator: Simulator | None = None) -> None:
+    """Simulate ``indices`` and write them as one file, whole or not at all; the bytes depend on nothing else."""
+    simulator = simulator or Simulator(config)
+    cases, rf = [], []
+    for index in indices:
+        try:
+            case = simulate_case(config, index, simulator)
+        except Exception as error:
+            error.add_note(f"while simulating case {index} of preset {config.preset}, seed {config.seed}")
+            raise
+        cases.append(case)
+        rf.append(noisy(case, config, simulator) if noise else case.rf)
+    recording = Recording(np.stack(rf), simulator.scan, f"lungwave {config.preset}", "simulated lung RF, research use only")
+    write_recording(
+        path,
+        recording,
+        cases=case_table(cases),
+        provenance=provenance(config.to_json(), config.seed),
+        snr_db=config.receive.snr_db if noise else None,
+    )
+
+
+def case_table(cases: Sequence[Case]) -> CaseTable:
+    """Truth and parameters of simulated cases as the table that files carry."""
+    return CaseTable.of(
+        [case.truth for case in cases],
+        base_id=[case.anatomy.base_id for case in cases],
+        category=[case.anatomy.category for case in cases],
+        index=[case.index for case in cases],
+        parameters=[json.dumps(case.anatomy.parameters, sort_keys=True) for case in cases],
+    )
+
+
+def shards(cases: range, shard_size: int) -> list[range]:
+    """Cut ``cases`` at multiples of ``shard_size``, so that any two overlapping requests agree on the files."""
+    if len(cases) == 0 or cases.step != 1 or cases.start < 0:
+        raise UsageError(f"cases {cases.start}:{cases.stop} are empty or negative; give a:b with 0 <= a < b")
+    if shard_size < 1:
+        raise UsageError(f"shard size {shard_size} must be at least 1")
+    edges = [cases.start, *range((cases.start // shard_size + 1) * shard_size, cases.stop, shard_size), cases.stop]
+    return [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def shard_path(out: Path, indices: range) -> Path:
+    """File of a shard."""
+    return out / f"cases_{indices.start:06d}-{indices.stop - 1:06d}.h5"
+
+
+def plan(config: Config, cases: range, out: Path, shard_size: int = 50, workers: int = 1) -> dict[str, Any]:
+    """What ``generate`` would do: files, bytes and time, the latter from a propagation of a few steps on this machine."""
+    parts = shards(cases, shard_size)
+    simulator = Simulator(config)
+    per_case = simulator.scan.transmits * simulator.samples * simulator.scan.delays.shape[1] * 4
+    per_case += config.map.rows * config.map.columns * 9
+    return {
+        "cases": len(cases),
+        "shards": len(parts),
+        "to_do": sum(not shard_path(out, part).exists() for part in parts),
+        "bytes": per_case * len(cases),
+        "seconds": seconds_per_case(config) * len(cases) / max(workers, 1),
+        "files": [shard_path(out, part).name for part in (parts if len(parts) <= 3 else [parts[0], parts[1], parts[-1]])],
+        "out": str(out),
+    }
+
+
+def seconds_per_case(config: Config) -> float:
+    """Estimated time of one case on one core [s]: a few steps of case 0, scaled."""
+    steps = max(config.grid.steps // 40, 2 * config.grid.gradient_stride) // config.grid.gradient_stride * config.grid.gradient_stride
+    short = Simulator(config.override({"grid.steps": steps, "receive.echo_start": 0.0}))
+    with torch.no_grad():
+        fields = short.stack(rasterise(draw(config, 0), config.grid.spacing, config.grid.depth, short.medium_width))
+        start = time.perf_counter()
+        short.channels(fields, events=[0])
+        elapsed = time.perf_counter() - start
+    return elapsed * config.grid.steps / steps * short.scan.transmits
+
+
+def generate(
+    config: Config,
+    cases: range,
+    out: Path,
+    workers: int = 1,
+    shard_size: int = 50,
+    quiet: bool = False,
+    noise: bool = False,
+) -> dict[str, Any]:
+    """Write ``cases`` into ``out``; shards already there are kept. Any number of workers gives the same bytes.
+
+    RF is stored free of noise unless ``noise``: readers add it at the SNR they want.
+
+    Raises:
+        UsageError: nothing to do, or the folder holds cases of another configuration.
+        LungwaveError: a worker failed or was killed; its own traceback is attached. Finished shards stay.
+    """
+    if workers < 1:
+        raise UsageError(f"workers is {workers}; give at least 1")
+    parts = shards(cases, shard_size)
+    _claim(config, out, noise)
+    todo = [part for part in parts if not shard_path(out, part).exists()]
+    start = time.perf_counter()
+    done = len(cases) - sum(map(len, todo))
+    with Progress(len(cases), "generate", done=done, quiet=quiet) as progress:
+        for finished in _run(config, todo, out, min(workers, max(len(todo), 1)), noise):
+            progress.advance(len(finished))
+    elapsed = time.perf_counter() - start
+    files = [shard_path(out, part) for part in parts]
+    result = {"out": str(out), "cases": len(cases), "new": sum(map(len, todo)), "seconds": round(elapsed, 3)}
+    hashes = {path.name: sha256(path) for path in sorted(out.glob("cases_*.h5"))}
+    write_json(out / "manifest.json", manifest(config.to_json(), config.seed, **result, noise=noise, files=hashes))
+    return {**result, "files": [path.name for path in files], "bytes": sum(path.stat().st_size for path in files)}
+
+
+def _claim(config: Config, out: Path, noise: bool) -> None:
+    """Write the configuration once; refuse a folder that holds another one."""
+    path = out / "config.json"
+    text = {"config": json.loads(config.to_json()), "noise": noise}
+    if path.exists():
+        try:
+            held = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            raise UsageError(f"{path} is unreadable; delete the folder or choose another --out") from None
+        if held != text:
+            raise UsageError(f"{out} holds cases of another configuration or noise setting; choose another --out")
+    elif out.exists() and any(NAME.fullmatch(p.name) for p in out.iterdir()):
+        raise UsageError(f"{out} holds cases without their config.json; choose another --out")
+    else:
+        write_json(path, text)
+
+
+def _run(config: Config, todo: list[range], out: Path, workers: int, noise: bool) -> Iterator[range]:
+    for part in todo:
+        for stale in out.glob(f".{shard_path(out, part).name}.*.part"):
+            stale.unlink(missing_ok=True)  # what a killed run left
+    if workers == 1:
+        simulator = Simulator(config) if todo else None
+        for part in todo:
+            write_shard(config, part, shard_path(out, part), noise=noise, simulator=simulator)
+            yield part
+        return
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+    try:
+        pending: dict[Future[None], range] = {
+            pool.submit(_work, config, part, shard_path(out, part), noise): part for part in todo
+        }
+        while pending:
+            ready, _ = wait(pending, return_when=FIRST_COMPLETED)
+            for future in ready:
+                part = pending.pop(future)
+                _raise_of(future, part)
+                yield part
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _raise_of(future: Future[None], part: range) -> None:
+    error = future.exception()
+    if isinstance(error, BrokenProcessPool):
+        raise LungwaveError(
+            f"a worker died at cases {part.start}:{part.stop} (killed, or out of memory); "
+            "rerun the same command to go on, with fewer --workers if memory was short"
+        ) from error
+    if isinstance(error, LungwaveError):
+        raise error
+    if error is not None:
+        where = traceback.extract_tb(error.__traceback__)[-1:] or ""
+        raise LungwaveError(f"cases {part.start}:{part.stop} failed: {type(error).__name__}: {error} {where}".rstrip()) from error
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)  # one case per core; threads inside a case would only wait for each other
+
+
+_SIMULATORS: dict[str, Simulator] = {}
+
+
+def _work(config: Config, part: range, path: Path, noise: bool) -> None:
+    key = config.digest()
+    if key not in _SIMULATORS:
+        _SIMULATORS[key] = Simulator(config)
+    write_shard(config, part, path, noise=noise, simulator=_SIMULATORS[key])
+
+
+def split(base_ids: np.ndarray, fractions: tuple[float, ...], seed: int) -> list[np.ndarray]:
+    """Boolean masks over cases, one per fraction, such that all cases of a base anatomy fall on the same side.
+
+    Raises:
+        UsageError: fractions that do not add up to 1, or fewer bases than parts.
+    """
+    bases = np.unique(base_ids)
+    if not math.isclose(sum(fractions), 1.0, abs_tol=1e-9) or min(fractions) <= 0:
+        raise UsageError(f"split fractions {fractions} must be positive and add up to 1")
+    if len(bases) < len(fractions):
+        raise UsageError(f"{len(bases)} base anatomies cannot be split into {len(fractions)} parts; generate more")
+    order = stream(seed, "split").permutation(bases)
+    edges = np.round(np.cumsum(fractions) * len(bases)).astype(int)
+    return [np.isin(base_ids, part) for part in np.split(order, edges[:-1])]

@@ -1,0 +1,149 @@
+"""RF in; aeration map and percent aeration with intervals out, or the reason why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lungwave.acoustics.bmode import bmode
+from lungwave.acoustics.probe import Recording, Scan
+from lungwave.phantom.aeration import Truth
+from lungwave.posterior.information import information_depth
+from lungwave.posterior.linear import LEVELS
+from lungwave.posterior.ridge import Estimate, RidgeModel, load_model
+from lungwave.posterior.summary import Band, BMode, Reconstruction
+from lungwave.types import MM
+
+BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "models" / "ridge-tiny"
+LEVEL = 0.9
+
+
+def bundled_model() -> RidgeModel:
+    """The ridge model that ships with lungwave, trained on the tiny preset."""
+    return load_model(BUNDLED)
+
+
+def out_of_range(scan: Scan, samples: int, trained: Scan, trained_samples: int) -> str | None:
+    """Why a scan is not what the model was trained for, with both values; None where it is."""
+
+    def differs(value: float, expected: float, tolerance: float) -> bool:
+        return not abs(value - expected) <= tolerance * abs(expected)
+
+    pitch, expected_pitch = _pitch(scan), _pitch(trained)
+    channels, expected_channels = scan.delays.shape[1], trained.delays.shape[1]
+    duration, expected_duration = samples / scan.sampling_frequency, trained_samples / trained.sampling_frequency
+    if scan.kind != trained.kind:
+        return f"transmits are of kind '{scan.kind}', the model was trained on '{trained.kind}'"
+    if channels != expected_channels or differs(pitch, expected_pitch, 0.02):
+        return (
+            f"the probe has {channels} elements at {pitch * 1e3:.3g} mm, the model was trained on "
+            f"{expected_channels} at {expected_pitch * 1e3:.3g} mm"
+        )
+    if differs(scan.center_frequency, trained.center_frequency, 0.05):
+        return f"the centre frequency is {scan.center_frequency / 1e6:.3g} MHz, trained {trained.center_frequency / 1e6:.3g} MHz"
+    if differs(scan.sampling_frequency, trained.sampling_frequency, 0.01) or scan.demodulation_frequency:
+        return (
+            f"the sampling frequency is {scan.sampling_frequency / 1e6:.4g} MHz of "
+            f"{'I/Q' if scan.demodulation_frequency else 'RF'}, trained {trained.sampling_frequency / 1e6:.4g} MHz of RF"
+        )
+    if scan.transmits != trained.transmits or np.abs(scan.angles - trained.angles).max(initial=0) > np.deg2rad(0.5):
+        return f"angles are {_degrees(scan)} degrees, the model was trained on {_degrees(trained)}"
+    if duration < 0.98 * expected_duration:
+        return f"the record lasts {duration * 1e6:.3g} us, the model needs {expected_duration * 1e6:.3g} us"
+    return None
+
+
+def _pitch(scan: Scan) -> float:
+    return float(np.median(np.diff(scan.elements[:, 0]))) if len(scan.elements) > 1 else 0.0
+
+
+def _degrees(scan: Scan) -> str:
+    shown = ", ".join(f"{a:.3g}" for a in np.rad2deg(scan.angles[:8]))
+    return shown if scan.transmits <= 8 else f"{shown}, ... ({scan.transmits})"
+
+
+def reconstruct(
+    recording: Recording,
+    model: RidgeModel | None = None,
+    *,
+    names: Iterable[str] | None = None,
+    truths: Iterable[Truth | None] | None = None,
+    categories: Iterable[str] | None = None,
+) -> list[Reconstruction]:
+    """One result per frame of ``recording``.
+
+    The aeration is withheld, with the reason, where geometry or echoes lie outside what the model was trained on;
+    the B-mode is drawn all the same. Raises UsageError where the recording itself is unusable.
+    """
+    recording.validate()
+    model = model or bundled_model()
+    frames = len(recording.rf)
+    labels = list(names) if names is not None else [f"frame {i}" for i in range(frames)]
+    known = list(truths) if truths is not None else [None] * frames
+    kinds = list(categories) if categories is not None else [""] * frames
+    trained = model.scan
+    trained_samples = int(model.config.grid.steps * model.config.grid.time_step * trained.sampling_frequency)
+    reason = out_of_range(recording.scan, recording.rf.shape[2], trained, trained_samples)
+    if reason is not None:
+        reason = f"Outside the trained range: {reason}. Fit a model for this acquisition with 'lungwave fit'."
+    estimate = None if reason else model.predict(model.reader(recording.scan)(np.asarray(recording.rf, np.float32)))
+    results = []
+    for i in range(frames):
+        image = bmode(recording, frame=i)
+        picture = BMode(np.asarray(image.decibel), np.asarray(image.x), np.asarray(image.z))
+        about = {"category": kinds[i]} if kinds[i] else {}
+        why = reason
+        if estimate is not None and estimate.novelty[i] > 1:
+            why = (
+                f"Outside the trained range: the echoes lie {estimate.novelty[i]:.2g} times as far from the training cases "
+                "as the furthest of them. Check gain, contact and that this is lung."
+            )
+        if why is not None or estimate is None:
+            results.append(Reconstruction(labels[i], "ridge", picture, withheld=why, truth=known[i], manifest=about))
+        else:
+            results.append(_result(labels[i], model, estimate, i, picture, known[i], about))
+    return results
+
+
+def _result(
+    name: str, model: RidgeModel, estimate: Estimate, i: int, picture: BMode, truth: Truth | None, about: dict[str, Any]
+) -> Reconstruction:
+    config, level = model.config, LEVELS.index(LEVEL)
+    edges = config.map.bands
+    value, half = estimate.bands[i], estimate.bands_half[level, i]
+    known = [None] * (len(edges) - 1) if truth is None else [float(b) for b in truth.bands]
+
+    def band(k: int, top: float, bottom: float, true: float | None) -> Band:
+        low, high = float(max(value[k] - half[k], 0)), float(min(value[k] + half[k], 1))
+        return Band(top, bottom, float(value[k]), low, high, true)
+
+    bands = tuple(band(k, edges[k], edges[k + 1], known[k]) for k in range(len(edges) - 1))
+    whole = band(len(edges) - 1, edges[0], edges[-1], None if truth is None else truth.whole)
+    aeration, spread = estimate.aeration[i], estimate.aeration_half[level, i]
+    columns = model.reader().beamformer.grid.x if truth is None else truth.x
+    depth = estimate.pleura_depth[i]
+    low, high = model.detector.search
+    at_edge = np.mean((depth < low + 0.1 * MM) | (depth > high - 0.1 * MM))
+    flags = [] if at_edge < 0.2 else ["The pleural line touches the edge of the search range in many columns."]
+    return Reconstruction(
+        name=name,
+        method="ridge",
+        bmode=picture,
+        flags=tuple(flags),
+        level=LEVEL,
+        aeration=aeration,
+        lower=np.clip(aeration - spread, 0, 1),
+        upper=np.clip(aeration + spread, 0, 1),
+        pixel=config.map.pixel,
+        x=np.asarray(columns),
+        pleura_depth=depth,
+        valid=np.ones(len(depth), bool) if truth is None else np.asarray(truth.valid, bool),
+        information_depth=information_depth(aeration, config.map.pixel, config.probe.center_frequency),
+        whole=whole,
+        bands=bands,
+        truth=truth,
+        manifest=about,
+    )

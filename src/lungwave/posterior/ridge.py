@@ -1,0 +1,314 @@
+"""The prior-free baseline: ridge regression from echo features on the detected pleura to aeration, with conformal intervals.
+
+Every later model must beat it. One head gives percent aeration of each depth band, one the map, column by column.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from lungwave.acoustics.probe import Scan, sequence
+from lungwave.acoustics.receive import add_noise
+from lungwave.config import Config
+from lungwave.data.dataset import folder_config, read_shards, shard_files
+from lungwave.data.generate import split
+from lungwave.data.schema import CaseTable
+from lungwave.posterior.echoes import EchoReader, Echoes, channel_features, column_features, global_features
+from lungwave.posterior.linear import LEVELS, Linear, conformal_quantiles, fit_spread, ridge_by_groups, spread
+from lungwave.posterior.pleura import PleuraDetector, fit_detector
+from lungwave.progress import Progress
+from lungwave.repro import atomic_path, manifest, stream, write_json
+from lungwave.types import MM, Frames, UsageError
+
+FORMAT = 1
+COLUMN_STEP = 2  # columns skipped in training the map head
+NOVELTY_QUANTILE = 0.999  # of the calibration cases: echoes further out are not like those trained on
+NOVELTY_MARGIN = 1.25
+NOVELTY_FLOOR = 0.01  # of the variance of a standardised feature: near-constant directions must not raise the alarm
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the model says about a batch of frames; intervals are half widths at ``LEVELS``."""
+
+    bands: Float[np.ndarray, "frame out"]  # fraction 0-1: every band, then the whole depth
+    bands_half: Float[np.ndarray, "level frame out"]
+    aeration: Float[np.ndarray, "frame z x"]
+    aeration_half: Float[np.ndarray, "level frame z x"]
+    pleura_depth: Float[np.ndarray, "frame x"]  # [m]
+    novelty: Float[np.ndarray, " frame"]  # > 1: echoes unlike any in training
+
+
+@dataclass(frozen=True)
+class RidgeModel:
+    """Detector, two linear heads with their spreads and conformal quantiles, and what was seen in training."""
+
+    detector: PleuraDetector
+    bands: Linear
+    bands_spread: Linear
+    bands_quantile: Float[np.ndarray, "level out"]
+    map: Linear
+    map_spread: Linear
+    map_quantile: Float[np.ndarray, "level z"]
+    usual_mean: Float[np.ndarray, " feature"]
+    usual_whiten: Float[np.ndarray, "feature feature"]
+    usual_limit: float
+    config: Config
+    trained: dict[str, Any]
+
+    @property
+    def scan(self) -> Scan:
+        """The acquisition that the model was trained for."""
+        return sequence(self.config)
+
+    def reader(self, scan: Scan | None = None) -> EchoReader:
+        """Echo reader of a scan (the trained one by default) on the map's columns."""
+        return reader_of(self.config, scan or self.scan)
+
+    def predict(self, echoes: Echoes) -> Estimate:
+        """Aeration of every frame, clipped to 0-1."""
+        depth, columns, features = read_features(echoes, self.detector)
+        frames, _, width = columns.shape
+        bands, wide = self.bands(features), spread(self.bands_spread, features)
+        rows = local_rows(columns, features, slice(None))
+        aeration = self.map(rows).reshape(frames, width, -1).transpose(0, 2, 1)
+        doubt = spread(self.map_spread, rows).reshape(frames, width, -1).transpose(0, 2, 1)
+        distance = np.linalg.norm((features - self.usual_mean) @ self.usual_whiten, axis=1)
+        return Estimate(
+            bands.clip(0, 1),
+            self.bands_quantile[:, None, :] * wide,
+            aeration.clip(0, 1),
+            self.map_quantile[:, None, :, None] * doubt,
+            depth,
+            distance / self.usual_limit,
+        )
+
+
+def reader_of(config: Config, scan: Scan) -> EchoReader:
+    """Echo reader on the columns of a configuration's map."""
+    columns = (np.arange(config.map.columns) - (config.map.columns - 1) / 2) * config.map.pixel
+    low, high = config.wall.pleura_depth
+    reach = 12 * scan.sound_speed / scan.center_frequency
+    return EchoReader(scan, columns, high + reach, (low - 0.4 * MM, high + 0.7 * MM))
+
+
+def read_features(
+    echoes: Echoes, detector: PleuraDetector
+) -> tuple[Float[np.ndarray, "frame x"], Float[np.ndarray, "frame feature x"], Float[np.ndarray, "frame all"]]:
+    """Detected pleura [m], column features and global features."""
+    depth = detector.detect(echoes)
+    columns = column_features(echoes, depth)
+    return depth, columns, global_features(columns, channel_features(echoes, depth))
+
+
+def local_rows(
+    columns: Float[np.ndarray, "frame feature x"], features: Float[np.ndarray, "frame all"], which: slice
+) -> Float[np.ndarray, "row both"]:
+    """One row per frame and column: what the column shows beside what the frame shows."""
+    part = columns[:, :, which].transpose(0, 2, 1)
+    beside = np.broadcast_to(features[:, None, :], (*part.shape[:2], features.shape[1]))
+    return np.concatenate([part, beside], 2).reshape(-1, part.shape[2] + features.shape[1])
+
+
+def targets(cases: CaseTable) -> Float[np.ndarray, "frame out"]:
+    """Percent aeration of every band and of the whole, fraction 0-1."""
+    return np.concatenate([cases.bands, cases.whole[:, None]], 1)
+
+
+def noisy_frames(rf: Frames, cases: CaseTable, config: Config, snr_db: tuple[float, float], round_: int) -> Frames:
+    """Frames with noise at an SNR drawn per case from ``snr_db`` [dB]; streams are keyed by case and round."""
+    scan, out = sequence(config), np.empty_like(rf)
+    for i, index in enumerate(cases.index):
+        generator = stream(config.seed, f"fit/noise/{round_}", int(index))
+        out[i] = add_noise(rf[i], scan, config.receive, generator, float(generator.uniform(*snr_db)))[0]
+    return out
+
+
+def fit(
+    data: Path,
+    snr_db: tuple[float, float] = (10.0, 40.0),
+    rounds: int = 2,
+    calibration: float = 0.2,
+    quiet: bool = False,
+) -> RidgeModel:
+    """Train on a generated folder: ``rounds`` noise draws of every case, a ``calibration`` share of bases for intervals.
+
+    Raises:
+        UsageError: too few cases, or cases that already carry noise.
+    """
+    config = folder_config(data)
+    if not (-20 <= snr_db[0] <= snr_db[1] <= 120) or rounds < 1 or not 0 < calibration < 1:
+        raise UsageError(f"snr_db {snr_db}, rounds {rounds}, calibration {calibration}: give lo <= hi dB, rounds >= 1, a share of 1")
+    total = len(shard_files(data))
+    with Progress(total, "pleura", quiet=quiet) as progress:
+        tables, seen = [], []
+        for echoes, cases in _echoes(data, config, snr_db, 0):
+            tables.append(cases)
+            seen.append((echoes, cases.pleura_depth))
+            progress.advance()
+    everything = CaseTable.join(tables)
+    if len(everything) < 100:
+        raise UsageError(f"{data} holds {len(everything)} cases; a ridge model needs at least 100")
+    fitting, _ = split(everything.base_id, (1 - calibration, calibration), config.seed)
+    chosen = set(everything.index[fitting].tolist())
+    detector = fit_detector([(e, d) for (e, d), t in zip(seen, tables, strict=True) if chosen & set(t.index.tolist())], _search(config))
+    del seen
+    columns, features, cases = _collect(data, config, snr_db, rounds, detector, total, quiet)
+    inside = np.isin(cases.index, list(chosen))
+    return _fit_heads(columns, features, cases, inside, detector, config, {"snr_db": list(snr_db), "rounds": rounds})
+
+
+def _search(config: Config) -> tuple[float, float]:
+    low, high = config.wall.pleura_depth
+    return (low - 0.4 * MM, high + 0.7 * MM)
+
+
+def _echoes(
+    data: Path, config: Config, snr_db: tuple[float, float], round_: int
+) -> Iterator[tuple[Echoes, CaseTable]]:
+    reader = reader_of(config, sequence(config))
+    for recording, cases in read_shards(data):
+        yield reader(noisy_frames(recording.rf, cases, config, snr_db, round_)), cases
+
+
+def _collect(
+    data: Path,
+    config: Config,
+    snr_db: tuple[float, float],
+    rounds: int,
+    detector: PleuraDetector,
+    shards: int,
+    quiet: bool,
+) -> tuple[np.ndarray, np.ndarray, CaseTable]:
+    columns, features, tables = [], [], []
+    with Progress(shards * rounds, "features", quiet=quiet) as progress:
+        for round_ in range(rounds):
+            for echoes, cases in _echoes(data, config, snr_db, round_):
+                _, local, whole = read_features(echoes, detector)
+                columns.append(local.astype(np.float32))
+                features.append(whole)
+                tables.append(cases)
+                progress.advance()
+    return np.concatenate(columns), np.concatenate(features), CaseTable.join(tables)
+
+
+def _fit_heads(
+    columns: np.ndarray,
+    features: np.ndarray,
+    cases: CaseTable,
+    inside: np.ndarray,
+    detector: PleuraDetector,
+    config: Config,
+    trained: dict[str, Any],
+) -> RidgeModel:
+    truth = targets(cases)
+    good = np.isfinite(truth).all(1) & cases.valid.all(1)
+    # One noise draw of every calibration case: two draws of one case are not exchangeable with a new case.
+    first = np.arange(len(inside)) < len(inside) // trained["rounds"]
+    inside, outside = inside & good, ~inside & good & first
+    bands, penalty, left_out = ridge_by_groups(features[inside], truth[inside], cases.base_id[inside])
+    bands_spread = fit_spread(features[inside], left_out - truth[inside])
+    every = slice(0, None, COLUMN_STEP)
+    rows = local_rows(columns[inside].astype(float), features[inside], every)
+    maps = cases.smooth[inside][:, :, every].transpose(0, 2, 1).reshape(len(rows), -1).astype(float)
+    groups = np.repeat(cases.base_id[inside], len(rows) // int(inside.sum()))
+    head, map_penalty, map_left_out = ridge_by_groups(rows, maps, groups)
+    head_spread = fit_spread(rows, map_left_out - maps)
+    usual = features[inside]
+    mean, scale = usual.mean(0), usual.std(0) + 1e-9
+    values, vectors = np.linalg.eigh(np.cov(((usual - mean) / scale).T))
+    whiten = vectors / np.sqrt(values + NOVELTY_FLOOR) / scale[:, None]
+    # Intervals: cases that neither head has seen.
+    held = features[outside]
+    scores = np.abs(bands(held).clip(0, 1) - truth[outside]) / spread(bands_spread, held)
+    held_rows = local_rows(columns[outside].astype(float), held, every)
+    held_maps = cases.smooth[outside][:, :, every].transpose(0, 2, 1).reshape(len(held_rows), -1)
+    map_scores = np.abs(head(held_rows).clip(0, 1) - held_maps) / spread(head_spread, held_rows)
+    distance = np.linalg.norm((held - mean) @ whiten, axis=1)
+    return RidgeModel(
+        detector,
+        bands,
+        bands_spread,
+        conformal_quantiles(scores),
+        head,
+        head_spread,
+        conformal_quantiles(map_scores),
+        mean,
+        whiten,
+        float(np.quantile(distance, NOVELTY_QUANTILE) * NOVELTY_MARGIN),
+        config,
+        {
+            **trained,
+            "cases": len(np.unique(cases.index)),
+            "fitted": int(inside.sum()),
+            "calibrated": int(outside.sum()),
+            "penalty": penalty,
+            "map_penalty": map_penalty,
+        },
+    )
+
+
+def _arrays(model: RidgeModel) -> dict[str, np.ndarray]:
+    found = {f"detector.{name}": getattr(model.detector, name) for name in ("weight", "mean", "scale")}
+    for head in ("bands", "bands_spread", "map", "map_spread"):
+        found |= {f"{head}.{name}": getattr(getattr(model, head), name) for name in ("weight", "bias", "mean", "scale")}
+    found |= {name: getattr(model, name) for name in ("bands_quantile", "map_quantile", "usual_mean", "usual_whiten")}
+    return {name: np.ascontiguousarray(value, np.float64) for name, value in found.items()}
+
+
+def save_model(model: RidgeModel, folder: Path, card: str, command: str, parents: list[Path]) -> None:
+    """Write model.safetensors, config.json and README.md (the card) into ``folder``."""
+    with atomic_path(folder / "model.safetensors") as temporary:
+        temporary.write_bytes(save(_arrays(model)))
+    about = {
+        "format": FORMAT,
+        "kind": "ridge",
+        "search": list(model.detector.search),
+        "usual_limit": model.usual_limit,
+        "levels": list(LEVELS),
+        "trained": model.trained,
+        "command": command,
+        **manifest(model.config.to_json(), model.config.seed, parents),
+    }
+    write_json(folder / "config.json", about)
+    with atomic_path(folder / "README.md") as temporary:
+        temporary.write_text(card, encoding="utf-8")
+
+
+def load_model(folder: Path) -> RidgeModel:
+    """Read a model folder; safetensors hold numbers only, nothing is executed. Raises UsageError where it is not one."""
+    try:
+        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        arrays = {**load_file(folder / "model.safetensors")}
+        if about.get("kind") != "ridge" or about["format"] > FORMAT:
+            raise UsageError(f"{folder} holds a '{about.get('kind')}' model of format {about['format']}; this reads ridge up to {FORMAT}")
+
+        def head(name: str) -> Linear:
+            return Linear(*(arrays[f"{name}.{part}"] for part in ("weight", "bias", "mean", "scale")))
+
+        detector = PleuraDetector(*(arrays[f"detector.{p}"] for p in ("weight", "mean", "scale")), search=tuple(about["search"]))
+        return RidgeModel(
+            detector,
+            head("bands"),
+            head("bands_spread"),
+            arrays["bands_quantile"],
+            head("map"),
+            head("map_spread"),
+            arrays["map_quantile"],
+            arrays["usual_mean"],
+            arrays["usual_whiten"],
+            float(about["usual_limit"]),
+            Config().override(about["config"]),
+            about["trained"],
+        )
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise UsageError(f"{folder} is not a complete model folder ({error}); fit one with 'lungwave fit'") from None
