@@ -42,7 +42,9 @@ def evaluate(model: RidgeModel, folder: Path, snr_db: float) -> tuple[dict[str, 
     for recording, cases in read_shards(folder):
         rf = np.stack(
             [
-                add_noise(f, recording.scan, config.receive, stream(config.seed, f"test/noise/{snr_db:g}", int(i)), snr_db)[0]
+                add_noise(
+                    f, recording.scan, config.receive, stream(config.seed, f"test/noise/{snr_db:g}", int(i)), snr_db
+                )[0]
                 for f, i in zip(recording.rf, cases.index, strict=True)
             ]
         )
@@ -94,7 +96,8 @@ def summarise(model: RidgeModel, found: dict[str, np.ndarray], cases: CaseTable)
             for i, level in enumerate(LEVELS)
         },
         "coverage_90_by_category": {
-            c: bootstrap(found["inside"][category == c, LEVELS.index(0.9), -1].astype(float)) for c in sorted(set(category))
+            c: bootstrap(found["inside"][category == c, LEVELS.index(0.9), -1].astype(float))
+            for c in sorted(set(category))
         },
         "width_90": {n: float(2 * found["half"][:, k].mean()) for k, n in enumerate(names)},
         "pixel_coverage": {f"{level:.0%}": bootstrap(found["pixels"][:, i]) for i, level in enumerate(LEVELS)},
@@ -133,16 +136,28 @@ def table(results: dict[str, dict[str, Any]], trained: dict[str, Any], command: 
     for level, r in results.items():
         lines.append(f"| {level} dB | " + " | ".join(interval(r["mae"][b]) for b in bands) + " |")
     lines.append("| training mean | " + " | ".join(f"{first['mae_of_the_training_mean'][b]:.3f}" for b in bands) + " |")
-    lines += ["", "## Coverage of the 90 % interval (split conformal)", "", "| noise | " + " | ".join(bands) + " | per pixel |"]
+    lines += [
+        "",
+        "## Coverage of the 90 % interval (split conformal)",
+        "",
+        "| noise | " + " | ".join(bands) + " | per pixel |",
+    ]
     lines.append("|---|" + "---|" * (len(bands) + 1))
     for level, r in results.items():
         cells = [f"{r['coverage']['90%'][b][0]:.3f}" for b in bands]
         lines.append(f"| {level} dB | " + " | ".join(cells) + f" | {r['pixel_coverage']['90%'][0]:.3f} |")
     lines.append("| mean width | " + " | ".join(f"{first['width_90'][b]:.2f}" for b in bands) + " | |")
-    lines += ["", "Other levels, whole depth and per pixel:", "", "| noise | " + " | ".join(f"{v:.0%}" for v in LEVELS) + " |"]
+    lines += [
+        "",
+        "Other levels, whole depth and per pixel:",
+        "",
+        "| noise | " + " | ".join(f"{v:.0%}" for v in LEVELS) + " |",
+    ]
     lines.append("|---|" + "---|" * len(LEVELS))
     for level, r in results.items():
-        cells = [f"{r['coverage'][f'{v:.0%}'][bands[-1]][0]:.3f} / {r['pixel_coverage'][f'{v:.0%}'][0]:.3f}" for v in LEVELS]
+        cells = [
+            f"{r['coverage'][f'{v:.0%}'][bands[-1]][0]:.3f} / {r['pixel_coverage'][f'{v:.0%}'][0]:.3f}" for v in LEVELS
+        ]
         lines.append(f"| {level} dB | " + " | ".join(cells) + " |")
     lines += ["", "## Maps, categories, pleura", "", "| | " + " | ".join(f"{k} dB" for k in results) + " |"]
     lines.append("|---|" + "---|" * len(results))
@@ -182,12 +197,20 @@ def picture(found: dict[str, np.ndarray], cases: CaseTable, path: Path) -> None:
             label=name,
         )
     left.plot([0, 100], [0, 100], "k-", lw=0.8)
-    left.set(xlim=(0, 100), ylim=(0, 100), aspect="equal", xlabel="true aeration, 0-6 mm [%]", ylabel="estimate, 90 % interval [%]")
+    left.set(
+        xlim=(0, 100),
+        ylim=(0, 100),
+        aspect="equal",
+        xlabel="true aeration, 0-6 mm [%]",
+        ylabel="estimate, 90 % interval [%]",
+    )
     left.legend(frameon=False, fontsize=8)
     edges = np.array(cases.band_edges) / MM
     middle = (edges[1:] + edges[:-1]) / 2
     for name in sorted(set(category)):
-        right.plot(middle, 100 * found["error"][category == name, :-1].mean(0), "o-", color=COLOURS.get(name, "k"), label=name)
+        right.plot(
+            middle, 100 * found["error"][category == name, :-1].mean(0), "o-", color=COLOURS.get(name, "k"), label=name
+        )
     right.plot(middle, 100 * found["error"][:, :-1].mean(0), "ks--", lw=1, ms=4, label="all")
     right.set(xlabel="depth below the pleura [mm]", ylabel="mean absolute error [points of aeration]", ylim=(0, None))
     right.legend(frameon=False, fontsize=8)
@@ -213,7 +236,10 @@ def main() -> None:
     command = "python benchmarks/ridge.py data/test"
     text = table(results, model.trained, command)
     config = folder_config(options.folder)
-    write_json(options.docs / "results" / "ridge.json", {"results": results, **manifest(config.to_json(), config.seed, command=command)})
+    write_json(
+        options.docs / "results" / "ridge.json",
+        {"results": results, **manifest(config.to_json(), config.seed, command=command)},
+    )
     with atomic_path(options.docs / "results" / "ridge.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(text)

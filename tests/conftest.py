@@ -24,7 +24,9 @@ def shared_data() -> Callable[[str], Path]:
     def find(name: str) -> Path:
         folder = SHARED / "data" / name
         if not folder.is_dir():
-            pytest.skip(f"third-party data set '{name}' is not beside this checkout (set LUNGWAVE_SHARED to its parent)")
+            pytest.skip(
+                f"third-party data set '{name}' is not beside this checkout (set LUNGWAVE_SHARED to its parent)"
+            )
         return folder
 
     return find

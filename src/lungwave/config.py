@@ -24,8 +24,22 @@ T = TypeVar("T")
 Range = tuple[float, float]
 
 
+class _Canonical:
+    """Floats are kept to 12 digits, so that ``50 * UM`` and ``5e-5`` are one setting with one digest."""
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            object.__setattr__(self, item.name, _canonical(getattr(self, item.name)))
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_canonical(v) for v in value)
+    return float(f"{value:.12g}") if isinstance(value, float) else value
+
+
 @dataclass(frozen=True)
-class ProbeConfig:
+class ProbeConfig(_Canonical):
     """A linear array at z = 0, centred on x = 0."""
 
     elements: int = 32  # receive elements that one event records
@@ -38,7 +52,7 @@ class ProbeConfig:
 
 
 @dataclass(frozen=True)
-class SequenceConfig:
+class SequenceConfig(_Canonical):
     """Transmit events."""
 
     kind: Literal["plane", "focused", "matrix"] = "plane"
@@ -49,14 +63,14 @@ class SequenceConfig:
 
 
 @dataclass(frozen=True)
-class GridConfig:
+class GridConfig(_Canonical):
     """The solver's grid; the absorbing layer lies outside it."""
 
     spacing: float = 50 * UM  # [m] cell size, both axes
     depth: float = 11.2 * MM  # [m]
     width: float = 9.6 * MM  # [m] of the window of one event
-    time_step: float = 13.95 * NS  # [s]
-    steps: int = 1150
+    time_step: float = 13.4 * NS  # [s]
+    steps: int = 1195
     order: Literal[2, 4, 6, 8] = 8  # spatial order; time dispersion is always corrected
     pml_cells: int = 20
     attenuation: bool = True  # one relaxation mechanism, exact at the centre frequency
@@ -64,7 +78,7 @@ class GridConfig:
 
 
 @dataclass(frozen=True)
-class ReceiveConfig:
+class ReceiveConfig(_Canonical):
     """Receive chain: dead time, band-pass, sampling, noise."""
 
     sampling_frequency: float = 12.0 * MHZ  # [Hz]
@@ -75,7 +89,7 @@ class ReceiveConfig:
 
 
 @dataclass(frozen=True)
-class WallConfig:
+class WallConfig(_Canonical):
     """Chest wall: ranges that each case is drawn from (lung-ultrasound literature, docs/physics)."""
 
     skin: Range = (1.0 * MM, 1.6 * MM)  # [m]
@@ -87,14 +101,15 @@ class WallConfig:
     visceral: Range = (0.1 * MM, 0.15 * MM)  # [m] visceral pleura
     thickened: Range = (0.3 * MM, 0.6 * MM)  # [m] visceral pleura in disease
     pleura_depth: Range = (3.0 * MM, 4.5 * MM)  # [m] allowed depth of the lung surface
-    waviness: Range = (0.03 * MM, 0.15 * MM)  # [m] amplitude
+    waviness: Range = (0.03 * MM, 0.15 * MM)  # [m] amplitude of the long waves of skin, fascia and pleurae
+    fat_waviness: Range = (0.05 * MM, 0.2 * MM)  # [m] between fat and muscle, over twice the periods
     wave_period: Range = (5.0 * MM, 20.0 * MM)  # [m]
     rough: Range = (20 * UM, 60 * UM)  # [m] standard deviation of the visceral surface
     rough_length: Range = (0.5 * MM, 2.0 * MM)  # [m]
     fascia_rough: float = 20 * UM  # [m] standard deviation of the skin-fat and fat-muscle faces around their waves
     fascia_length: float = 0.5 * MM  # [m] correlation length of that roughness
-    fat_strands: Range = (0.05, 0.30)  # area share of connective strands in fat
-    muscle_strands: Range = (0.10, 0.25)  # area share of fascicle strands in muscle
+    fat_strands: Range = (0.15, 0.30)  # area share of connective strands in fat
+    muscle_strands: Range = (0.14, 0.25)  # area share of fascicle strands in muscle
     strand: Range = (0.06 * MM, 0.15 * MM)  # [m] mean thickness of a strand
     rib_width: Range = (2.0 * MM, 3.0 * MM)  # [m] axes of the ellipse
     rib_height: Range = (0.8 * MM, 1.2 * MM)  # [m]
@@ -105,12 +120,12 @@ class WallConfig:
 
 
 @dataclass(frozen=True)
-class LungConfig:
+class LungConfig(_Canonical):
     """Alveolar field and categories."""
 
     spacing: Range = (0.30 * MM, 0.45 * MM)  # [m] mean distance of alveolar seeds
     septum: float = 50 * UM  # [m] septal thickness
-    disorder: float = 0.2  # std of a seed around its hexagonal place, in units of the spacing
+    disorder: float = 0.3  # std of a seed around its hexagonal place, in units of the spacing
     duct_fraction: Range = (0.0, 0.2)  # share of cells merged into ducts of 2-6
     categories: tuple[str, ...] = ("healthy", "interstitial", "consolidation")
     weights: tuple[float, ...] = (1.0, 1.0, 1.0)
@@ -122,7 +137,7 @@ class LungConfig:
 
 
 @dataclass(frozen=True)
-class MapConfig:
+class MapConfig(_Canonical):
     """Aeration maps, pleura-flattened: row 0 touches the visceral pleura."""
 
     pixel: float = 0.1 * MM  # [m]
@@ -205,7 +220,8 @@ def _apply(node: T, changes: dict[str, Any], path: str) -> T:
         if key not in hints:
             near = difflib.get_close_matches(key, hints, n=1, cutoff=0.5)
             raise UsageError(
-                f"unknown setting '{where}'" + (f"; did you mean '{path}{near[0]}'?" if near else f"; known: {', '.join(hints)}")
+                f"unknown setting '{where}'"
+                + (f"; did you mean '{path}{near[0]}'?" if near else f"; known: {', '.join(hints)}")
             )
         current = getattr(node, key)
         if dataclasses.is_dataclass(current):
@@ -323,7 +339,7 @@ MICRO = Config(
     preset="micro",
     probe=ProbeConfig(elements=16, pitch=0.5 * MM, width=0.5 * MM, center_frequency=1.5 * MHZ),
     sequence=SequenceConfig(angles=(0.0,)),
-    grid=GridConfig(spacing=100 * UM, time_step=28 * NS, steps=575),
+    grid=GridConfig(spacing=100 * UM, time_step=27 * NS, steps=595),
     receive=ReceiveConfig(sampling_frequency=6.0 * MHZ, dead_time=1.2 * US),
     wall=WallConfig(texture=100 * UM),
     lung=LungConfig(spacing=(0.6 * MM, 0.9 * MM), septum=100 * UM),
@@ -331,10 +347,12 @@ MICRO = Config(
 
 PAPER = Config(
     preset="paper",
-    probe=ProbeConfig(elements=64, pitch=0.1953 * MM, width=0.1953 * MM, center_frequency=5.208 * MHZ, array_elements=192),
+    probe=ProbeConfig(
+        elements=64, pitch=0.1953 * MM, width=0.1953 * MM, center_frequency=5.208 * MHZ, array_elements=192
+    ),
     sequence=SequenceConfig(kind="focused", focus=20 * MM, events=16, event_step=8),
     grid=GridConfig(
-        spacing=24.64 * UM, depth=35 * MM, width=25 * MM, time_step=7.5 * NS, steps=9648, gradient_stride=6
+        spacing=24.64 * UM, depth=35 * MM, width=25 * MM, time_step=6.65 * NS, steps=10890, gradient_stride=6
     ),
     receive=ReceiveConfig(sampling_frequency=20.833 * MHZ, echo_start=18 * US, dead_time=0.8 * US),
     wall=WallConfig(
@@ -348,15 +366,23 @@ PAPER = Config(
         thickened=(0.3 * MM, 1.0 * MM),
         pleura_depth=(15.0 * MM, 25.0 * MM),
         waviness=(0.1 * MM, 0.5 * MM),
+        fat_waviness=(1.0 * MM, 3.5 * MM),
         rough=(20 * UM, 100 * UM),
-        fascia_rough=100 * UM,
-        strand=(0.2 * MM, 0.6 * MM),
+        fascia_rough=230 * UM,
+        fascia_length=0.6 * MM,
+        strand=(0.2 * MM, 0.5 * MM),
         rib_width=(10.0 * MM, 14.0 * MM),
         rib_height=(6.0 * MM, 9.0 * MM),
         pneumothorax=(1.0 * MM, 5.0 * MM),
         texture=25 * UM,
     ),
-    lung=LungConfig(spacing=(0.19 * MM, 0.25 * MM), septum=25 * UM, oversampling=2),
+    lung=LungConfig(
+        spacing=(0.20 * MM, 0.26 * MM),
+        septum=25 * UM,
+        disorder=0.35,
+        duct_fraction=(0.1, 0.5),
+        oversampling=2,
+    ),
     map=MapConfig(columns=256),
 )
 
@@ -367,5 +393,7 @@ def preset(name: str) -> Config:
     """Return a preset by name; an unknown name raises UsageError with the nearest one."""
     if name not in PRESETS:
         near = difflib.get_close_matches(str(name), PRESETS, n=1)
-        raise UsageError(f"unknown preset '{name}'; " + (f"did you mean '{near[0]}'?" if near else f"known: {', '.join(PRESETS)}"))
+        raise UsageError(
+            f"unknown preset '{name}'; " + (f"did you mean '{near[0]}'?" if near else f"known: {', '.join(PRESETS)}")
+        )
     return PRESETS[name]

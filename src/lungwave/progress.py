@@ -17,7 +17,9 @@ class Progress:
     def __init__(self, total: int, what: str, *, done: int = 0, quiet: bool = False) -> None:
         self.total, self.what, self.done, self.first, self.quiet = total, what, done, done, quiet
         terminal = sys.stderr.isatty()
-        self._bar = None if quiet or not terminal else tqdm(total=total, initial=done, desc=what, unit="case", file=sys.stderr)
+        self._bar = (
+            None if quiet or not terminal else tqdm(total=total, initial=done, desc=what, unit="case", file=sys.stderr)
+        )
         self._log = not quiet and not terminal
         self._start = self._spoke = time.monotonic()
 
@@ -36,6 +38,8 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.close()

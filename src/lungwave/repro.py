@@ -74,7 +74,9 @@ def manifest(config_json: str, seed: int, parents: Iterable[str | Path] = (), **
 def _git_commit() -> str | None:
     here = Path(__file__).resolve().parent
     try:
-        run = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=True)
+        run = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return run.stdout.strip()
@@ -102,7 +104,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
         temporary = None
     except OSError as error:
-        raise LungwaveError(f"{path}: cannot write ({error.strerror or error}); free space or choose another folder") from error
+        raise LungwaveError(
+            f"{path}: cannot write ({error.strerror or error}); free space or choose another folder"
+        ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -104,7 +104,9 @@ def _reconstruct_one(path: Path, ridge: RidgeModel, frames: range | None) -> lis
     total = len(recording.rf)
     chosen = list(frames if frames is not None else range(min(total, MOST_FRAMES)))
     if not chosen or min(chosen) < 0 or max(chosen) >= total:
-        raise UsageError(f"{path} has frames 0:{total}, asked for {f'{chosen[0]}:{chosen[-1] + 1}' if chosen else 'none'}")
+        raise UsageError(
+            f"{path} has frames 0:{total}, asked for {f'{chosen[0]}:{chosen[-1] + 1}' if chosen else 'none'}"
+        )
     try:
         cases = read_cases(path, chosen)
     except LungwaveError:

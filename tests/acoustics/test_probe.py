@@ -76,7 +76,12 @@ def test_recording_refuses_what_cannot_be_rf() -> None:
     broken[0, 0, 3, 4] = np.nan
     silent = rf.copy()
     silent[1] = 0
-    for samples, says in ((broken, "1 NaN"), (silent, "frame 1 is all zero"), (rf[..., :8], "transpose"), (rf[:0], "at least 1")):
+    for samples, says in (
+        (broken, "1 NaN"),
+        (silent, "frame 1 is all zero"),
+        (rf[..., :8], "transpose"),
+        (rf[:0], "at least 1"),
+    ):
         with pytest.raises(UsageError, match=says):
             Recording(samples, scan).validate()
     for change, says in (

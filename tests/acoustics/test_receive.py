@@ -33,7 +33,10 @@ def test_resampling_moves_a_pulse_by_nothing() -> None:
     chain, f0 = matrix(), TINY.probe.center_frequency
     times = np.arange(TINY.grid.steps) * TINY.grid.time_step
     samples = np.arange(len(chain)) / TINY.receive.sampling_frequency
-    early, late = chain @ pulse(times - 3e-6, f0, 4), chain @ pulse(times - 3e-6 - 7 / TINY.receive.sampling_frequency, f0, 4)
+    early, late = (
+        chain @ pulse(times - 3e-6, f0, 4),
+        chain @ pulse(times - 3e-6 - 7 / TINY.receive.sampling_frequency, f0, 4),
+    )
     assert np.abs(late[7:] - early[:-7]).max() < 5e-3 * np.abs(early).max()
     middle = (samples * early**2).sum() / (early**2).sum()
     assert abs(middle - (3e-6 + 2 / f0)) < 2e-9

@@ -458,6 +458,15 @@ def test_a_zip_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
         load_any(tmp_path / "a.npz")
 
 
+@pytest.mark.parametrize("header", [b"{'descr': '<f4', (", b"((((((((", b"\xff\xfe", b"{1: 2}", b"[[["])
+def test_a_damaged_npy_header_is_one_line(header: bytes, tmp_path: Path) -> None:
+    """NumPy reads headers with a Python tokenizer, which fails in ways of its own."""
+    body = header.ljust(118) + b"\n"
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(body).to_bytes(2, "little") + body + bytes(64))
+    with pytest.raises(UsageError, match="not a readable NumPy file"):
+        load_any(tmp_path / "a.npy", GEOMETRY)
+
+
 @pytest.mark.parametrize(
     ("head", "word"),
     [

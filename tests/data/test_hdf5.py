@@ -243,6 +243,31 @@ def test_a_huge_declared_size_is_refused_before_reading(tmp_path: Path, make_rec
         read_recording(tmp_path / "a.h5")
 
 
+def test_a_size_that_was_never_written_is_refused(tmp_path: Path, make_recording: Make) -> None:
+    """4 GB of fill value in a file of some kB: below the limit, but nobody ever stored them."""
+    write_recording(tmp_path / "a.h5", make_recording())
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        del file[schema.RAW.path]
+        file.create_dataset(schema.RAW.path, (2000, 3, 10**4, 16, 1), "f4", chunks=(1, 1, 100, 16, 1))
+    with pytest.raises(UsageError, match="never written in full"):
+        read_recording(tmp_path / "a.h5")
+
+
+def test_a_zea_file_without_our_group_is_read_with_its_own_clock(tmp_path: Path, make_recording: Make) -> None:
+    """zea also marks a plane wave by focus 0, where several elements fire, and may state a frequency per event."""
+    write_recording(tmp_path / "a.h5", make_recording("plane"))
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        del file[schema.OURS], file.attrs[schema.ATTR_FORMAT], file[schema.CENTER.path]
+        file[schema.FOCUS.path][...] = 0.0
+        file[schema.CENTER.path] = np.full(3, 5.1e6, np.float32)
+        first, delays = file[schema.INITIAL_TIMES.path][()], file[schema.DELAYS.path][()]
+    scan = read_recording(tmp_path / "a.h5").scan
+    assert scan.kind == "plane" and scan.center_frequency == pytest.approx(5.1e6)
+    np.testing.assert_array_equal(scan.start_times, first)
+    np.testing.assert_array_equal(scan.delays, delays)
+    assert check.describe(tmp_path / "a.h5")["format"] == "zea"
+
+
 def test_iq_data_is_refused_with_the_reason(tmp_path: Path, make_recording: Make) -> None:
     recording = make_recording()
     write_recording(tmp_path / "a.h5", recording)
@@ -284,7 +309,8 @@ from lungwave.types import LungwaveError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 one = np.ones((1, 8))
-scan = Scan(linear_array(8, 3e-4), 5e6, 2e7, 0 * one, one, np.zeros(1), np.full(1, np.inf), np.zeros(1), np.zeros((1, 3)))
+far, zero = np.full(1, np.inf), np.zeros(1)
+scan = Scan(linear_array(8, 3e-4), 5e6, 2e7, 0 * one, one, zero, far, zero, np.zeros((1, 3)))
 rf = np.random.default_rng(0).standard_normal((4, 1, 20000, 8)).astype(np.float32)
 try:
     write_recording(sys.argv[1], Recording(rf, scan))

@@ -56,7 +56,9 @@ def test_batch_of_frames_equals_frame_by_frame(model: RidgeModel, recording: Rec
         assert np.allclose(alone.aeration[0], together.aeration[i], atol=1e-6)
 
 
-def test_pleura_is_found_and_aeration_beats_the_mean(model: RidgeModel, cases: list[Case], recording: Recording) -> None:
+def test_pleura_is_found_and_aeration_beats_the_mean(
+    model: RidgeModel, cases: list[Case], recording: Recording
+) -> None:
     found = model.predict(model.reader()(recording.rf))
     truth = np.stack([case.truth.pleura_depth for case in cases])
     assert np.median(np.abs(found.pleura_depth - truth)) < 0.15e-3

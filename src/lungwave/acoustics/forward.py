@@ -69,18 +69,24 @@ class Simulator:
         )
         self.discretisation.check(min_sound_speed(config), max_sound_speed(config))
         if not 0 <= probe.face_reflection < 0.9:
-            raise UsageError(f"probe.face_reflection is {probe.face_reflection:g}; give a pressure reflection 0 <= r < 0.9")
+            raise UsageError(
+                f"probe.face_reflection is {probe.face_reflection:g}; give a pressure reflection 0 <= r < 0.9"
+            )
         self.cost = Cost()
         weights = self._footprint()
         wavelets = correct_wavelets(self._wavelets(), grid.time_step)
         self._sources = torch.einsum("ec,set->sct", weights, wavelets).to(self.device)  # (tx, column, time)
         self._listen = (weights / weights.sum(1, keepdim=True)).to(self.device)  # (el, column): mean over the element
         self._receive = torch.as_tensor(
-            receive_matrix(grid.steps, grid.time_step, probe.center_frequency, config.receive), dtype=dtype, device=device
+            receive_matrix(grid.steps, grid.time_step, probe.center_frequency, config.receive),
+            dtype=dtype,
+            device=device,
         )
         self.samples = len(self._receive)
         self._window = torch.as_tensor(
-            np.ascontiguousarray(dead_time_window(self.scan, self.samples, config.receive.dead_time)), dtype=dtype, device=device
+            np.ascontiguousarray(dead_time_window(self.scan, self.samples, config.receive.dead_time)),
+            dtype=dtype,
+            device=device,
         )
 
     def _footprint(self) -> Float[Tensor, "el column"]:
@@ -106,7 +112,9 @@ class Simulator:
         """Volume rate [1/s] of each element: p = rho c dx s / 2 is what a driven row of cells emits."""
         scan, grid, probe = self.scan, self.config.grid, self.config.probe
         times = (np.arange(grid.steps) + 0.5) * grid.time_step
-        series = pulse(times - scan.delays[..., None], probe.center_frequency, probe.cycles) * scan.apodization[..., None]
+        series = (
+            pulse(times - scan.delays[..., None], probe.center_frequency, probe.cycles) * scan.apodization[..., None]
+        )
         return torch.as_tensor(series * 2 / (REFERENCE[0] * REFERENCE[1] * grid.spacing), dtype=self.dtype)
 
     def event_column(self, event: int, medium_width: int) -> int:
@@ -175,7 +183,9 @@ class Simulator:
         leaves = self._fields(medium).map(lambda field: field.detach().clone().requires_grad_())
         total = leaves.map(torch.zeros_like)
         cases = len(leaves.air)
-        rf = torch.empty(cases, self.scan.transmits, self.samples, self._listen.shape[0], dtype=self.dtype, device=self.device)
+        rf = torch.empty(
+            cases, self.scan.transmits, self.samples, self._listen.shape[0], dtype=self.dtype, device=self.device
+        )
         for case in range(cases):
             for events in _chunks(range(self.scan.transmits), self.shots_per_call):
                 part = self._run(leaves.map(lambda f, k=case: f[k : k + 1]), events, self.discretisation)
@@ -193,7 +203,9 @@ class Simulator:
     ) -> tuple[Float[Tensor, "case tx time el"], Float[Tensor, "case tx time el"]]:
         """RF, and its derivative along ``tangent`` (Born RF), by differentiating the vector-Jacobian product."""
         base = self._fields(medium)
-        names = [f.name for f in fields(base) if getattr(base, f.name) is not None and getattr(tangent, f.name) is not None]
+        names = [
+            f.name for f in fields(base) if getattr(base, f.name) is not None and getattr(tangent, f.name) is not None
+        ]
         leaves = {name: getattr(base, name).detach().clone().requires_grad_() for name in names}
         probed = replace(base, **leaves)
         primal, born = [], []
@@ -219,7 +231,9 @@ class Simulator:
             smallest, largest = float(field.min()), float(field.max())
             slack = 1e-4 * most
             if smallest < least - slack or largest > most + slack:
-                raise UsageError(f"{name} spans {smallest:g} to {largest:g} {unit}, valid is {least:g} to {most:g}; clip it first")
+                raise UsageError(
+                    f"{name} spans {smallest:g} to {largest:g} {unit}, valid is {least:g} to {most:g}; clip it first"
+                )
 
     def _fields(self, medium: Fields | Medium | Sequence[Medium]) -> Fields:
         stacked = medium if isinstance(medium, Fields) else self.stack(medium)
@@ -264,16 +278,20 @@ class Simulator:
         if not reflection:
             return medium
         ratio = (1 + reflection) / (1 - reflection)
+        # The elements' row lies on the face itself: half of its volume is probe, so that the face stays at z = 0 on any grid.
+        half = (1 + ratio) / 2
+        harmonic = 2 * ratio / (1 + ratio)
 
-        def extend(field: Tensor, fill: Tensor) -> Tensor:
-            return torch.cat([fill.expand(-1, BACKING_ROWS, -1), field], 1)
+        def extend(field: Tensor, row: float, backing: float) -> Tensor:
+            top = field[:, :1]
+            return torch.cat([(top * backing).expand(-1, BACKING_ROWS, -1), top * row, field[:, 1:]], 1)
 
         loss = medium.attenuation
         return Fields(
-            extend(medium.sound_speed, medium.sound_speed[:, :1]),
-            extend(medium.density, medium.density[:, :1] * ratio),
-            extend(medium.air, torch.zeros_like(medium.air[:, :1])),
-            None if loss is None else extend(loss, loss[:, :1]),
+            extend(medium.sound_speed, (harmonic / half) ** 0.5, 1.0),
+            extend(medium.density, half, ratio),
+            extend(medium.air, 1.0, 0.0),
+            None if loss is None else extend(loss, 1.0, 1.0),
         )
 
 

@@ -23,7 +23,7 @@ class Scan:
     event is the zero of its ``delays``; sample 0 of its traces is taken at ``start_times``.
     """
 
-    elements: Float[np.ndarray, "el 3"]  # [m] receive element centres
+    elements: Float[np.ndarray, "element 3"]  # [m] element centres of the whole array
     center_frequency: float  # [Hz]
     sampling_frequency: float  # [Hz]
     delays: Float[np.ndarray, "tx el"]  # [s] firing time of each element
@@ -38,7 +38,9 @@ class Scan:
     bandwidth: float = 0.6  # fractional, -6 dB
     demodulation_frequency: float = 0.0  # [Hz]; 0 = real RF
     spectrum_reversed: bool = False  # band-pass sampled so that the band appears mirrored
-    rx_elements: np.ndarray | None = None  # int (tx, el): element of the whole array that each channel is, walking aperture
+    rx_elements: np.ndarray | None = (
+        None  # int (tx, el): element of the whole array that each channel is, walking aperture
+    )
 
     @property
     def transmits(self) -> int:
@@ -161,7 +163,10 @@ def sequence(config: Config) -> Scan:
         if not len(angles) or np.abs(angles).max() > np.pi / 3:
             raise UsageError(f"sequence.angles {list(plan.angles)}: give at least one, each within 60 degrees")
         apertures = np.tile(np.arange(probe.elements), (len(angles), 1))
-        elements, delays = elements[: probe.elements], np.outer(np.sin(angles), linear_array(probe.elements, probe.pitch)[:, 0])
+        elements, delays = (
+            elements[: probe.elements],
+            np.outer(np.sin(angles), linear_array(probe.elements, probe.pitch)[:, 0]),
+        )
         apodization, focus = np.ones_like(delays), np.full(len(angles), np.inf)
         origins = np.zeros((len(angles), 3))
     elif plan.kind == "focused":

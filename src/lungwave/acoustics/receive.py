@@ -92,5 +92,3 @@ def drop_elements(rf: Channels, count: int, generator: np.random.Generator) -> C
     dropped = rf.copy()
     dropped[..., generator.choice(rf.shape[-1], count, replace=False)] = 0
     return dropped
-
-

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from lungwave.types import UsageError
 PICMUS_GROUP = "US/US_DATASET0000"
 PICMUS_FREQUENCY = 5.208e6  # [Hz] L11-4v of the challenge; its RF files state 0 (PICMUS, IEEE IUS 2016, description)
 PICMUS_BANDWIDTH = 0.67  # L11-4v, same source
-NUMPY_ERRORS = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def _need(file: h5py.File, name: str) -> np.ndarray:
@@ -370,7 +368,7 @@ def numpy_arrays(path: str | Path, skip_text: bool = False) -> dict[str, np.ndar
         raise
     except MemoryError as error:
         raise UsageError(f"{path}: needs more memory than this machine has; split the file") from error
-    except NUMPY_ERRORS as error:
+    except Exception as error:  # a damaged header makes the parser fail in any way it likes
         reason = " ".join(str(error).split())[:100]
         raise UsageError(f"{path}: not a readable NumPy file ({reason}); is it truncated? copy it again") from error
 

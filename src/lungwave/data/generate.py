@@ -9,10 +9,11 @@ import re
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,9 @@ def write_shard(config: Config, indices: range, path: Path, *, noise: bool, simu
             raise
         cases.append(case)
         rf.append(noisy(case, config, simulator) if noise else case.rf)
-    recording = Recording(np.stack(rf), simulator.scan, f"lungwave {config.preset}", "simulated lung RF, research use only")
+    recording = Recording(
+        np.stack(rf), simulator.scan, f"lungwave {config.preset}", "simulated lung RF, research use only"
+    )
     write_recording(
         path,
         recording,
@@ -117,14 +120,20 @@ def plan(config: Config, cases: range, out: Path, shard_size: int = 50, workers:
         "to_do": sum(not shard_path(out, part).exists() for part in parts),
         "bytes": per_case * len(cases),
         "seconds": seconds_per_case(config) * len(cases) / max(workers, 1),
-        "files": [shard_path(out, part).name for part in (parts if len(parts) <= 3 else [parts[0], parts[1], parts[-1]])],
+        "files": [
+            shard_path(out, part).name for part in (parts if len(parts) <= 3 else [parts[0], parts[1], parts[-1]])
+        ],
         "out": str(out),
     }
 
 
 def seconds_per_case(config: Config) -> float:
     """Estimated time of one case on one core [s]: a few steps of case 0, scaled."""
-    steps = max(config.grid.steps // 40, 2 * config.grid.gradient_stride) // config.grid.gradient_stride * config.grid.gradient_stride
+    steps = (
+        max(config.grid.steps // 40, 2 * config.grid.gradient_stride)
+        // config.grid.gradient_stride
+        * config.grid.gradient_stride
+    )
     short = Simulator(config.override({"grid.steps": steps, "receive.echo_start": 0.0}))
     with torch.no_grad():
         fields = short.stack(rasterise(draw(config, 0), config.grid.spacing, config.grid.depth, short.medium_width))
@@ -197,16 +206,18 @@ def _run(config: Config, todo: list[range], out: Path, workers: int, noise: bool
             yield part
         return
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+    # Not concurrent.futures.wait: an interrupt while it locks futures one by one leaves shutdown waiting for ever.
+    finished: SimpleQueue[Future[None]] = SimpleQueue()
     try:
-        pending: dict[Future[None], range] = {
-            pool.submit(_work, config, part, shard_path(out, part), noise): part for part in todo
-        }
-        while pending:
-            ready, _ = wait(pending, return_when=FIRST_COMPLETED)
-            for future in ready:
-                part = pending.pop(future)
-                _raise_of(future, part)
-                yield part
+        parts: dict[Future[None], range] = {}
+        for part in todo:
+            future = pool.submit(_work, config, part, shard_path(out, part), noise)
+            parts[future] = part
+            future.add_done_callback(finished.put)
+        for _ in todo:
+            future = finished.get()
+            _raise_of(future, parts[future])
+            yield parts[future]
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -222,7 +233,9 @@ def _raise_of(future: Future[None], part: range) -> None:
         raise error
     if error is not None:
         where = traceback.extract_tb(error.__traceback__)[-1:] or ""
-        raise LungwaveError(f"cases {part.start}:{part.stop} failed: {type(error).__name__}: {error} {where}".rstrip()) from error
+        raise LungwaveError(
+            f"cases {part.start}:{part.stop} failed: {type(error).__name__}: {error} {where}".rstrip()
+        ) from error
 
 
 def _start_worker() -> None:

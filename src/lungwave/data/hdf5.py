@@ -118,8 +118,8 @@ def _put_map(file: h5py.File, field: Field, stack: MapStack) -> None:
 
 def _put_scan(file: h5py.File, scan: Scan, probe_name: str) -> None:
     """Scan and probe; zea wants the first firing at 0, so both clocks move by ``time_origin``, which is kept."""
-    firing = np.where(scan.apodization != 0, scan.delays, np.inf).min(1) + 0.0  # -0.0 -> 0.0, one zero in all files
-    delays = np.where(scan.apodization != 0, scan.delays - firing[:, None], 0.0) + 0.0
+    firing = np.where(scan.apodization != 0, scan.delays, np.inf).min(1)
+    delays = np.where(scan.apodization != 0, scan.delays - firing[:, None], 0.0) + 0.0  # + 0.0: no -0.0
     apodization = np.asarray(scan.apodization)
     if scan.rx_elements is not None:
         delays, apodization = (_spread(a, scan.rx_elements, len(scan.elements)) for a in (delays, apodization))

@@ -14,6 +14,7 @@ import numpy as np
 from lungwave.types import LungwaveError, UsageError
 
 MAX_BYTES = 8 * 2**30  # [byte] one array as declared in the file; a laptop's memory
+MAX_DEFLATE = 1032  # best ratio that deflate can reach (RFC 1951: 258 bytes in 2 bits)
 MAX_TEXT = 2**20  # [byte] one text
 
 Tree: TypeAlias = dict[str, Any]  # name -> array, str or Tree
@@ -93,6 +94,9 @@ def array(group: h5py.Group, name: str, rows: slice | np.ndarray | None = None) 
         count = len(range(*rows.indices(shape[0]))) if isinstance(rows, slice) else len(rows)
         shape = (count, *shape[1:])
     check_size(path, name, shape, item.dtype.itemsize)
+    declared, stored = item.size * item.dtype.itemsize, item.id.get_storage_size()
+    if declared > MAX_TEXT + MAX_DEFLATE * stored:
+        raise UsageError(f"{path}: '{name}' declares {declared} bytes and stores {stored}; never written in full")
     return np.asarray(item[()] if rows is None or not item.shape else item[rows])
 
 

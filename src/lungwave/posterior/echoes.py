@@ -23,9 +23,7 @@ FLOOR = 1e-12  # relative to the reference energy: below it there is no echo
 RATIO_FLOOR = 1e-3
 LATERAL_SMOOTHING = 0.6  # [wavelength] standard deviation
 # Depths below the pleura at which columns are read [wavelength]; denser near the pleura, where the echoes know most.
-DEPTHS = np.array(
-    [-1.2, -0.6, 0.0, 0.3, 0.6, 0.9, 1.2, 1.6, 2.0, 2.5, 3.1, 3.9, 4.9, 5.8, 6.8, 7.8, 9.7, 11.7]
-)
+DEPTHS = np.array([-1.2, -0.6, 0.0, 0.3, 0.6, 0.9, 1.2, 1.6, 2.0, 2.5, 3.1, 3.9, 4.9, 5.8, 6.8, 7.8, 9.7, 11.7])
 # Windows of the channel data after the pleura's echo [period]
 WINDOWS = np.array([-1.2, 0.0, 0.9, 1.8, 3.0, 4.5, 6.0, 8.1, 10.5, 13.5, 18.0, 24.0])
 LAGS = (1, 2, 4, 8)  # elements apart, spatial coherence (van Cittert-Zernike; falls with multiple scattering)
@@ -88,12 +86,12 @@ class EchoReader:
         reference = np.maximum(single[:, within].mean((1, 2)), np.finfo(np.float32).tiny)
         scale = reference[:, None, None]
         grid = self.beamformer.grid
-        return Echoes(single / scale, compound / scale, channel / scale, grid.z, grid.x, rf, self.beamformer.scan, reference)
+        return Echoes(
+            single / scale, compound / scale, channel / scale, grid.z, grid.x, rf, self.beamformer.scan, reference
+        )
 
 
-def column_features(
-    echoes: Echoes, pleura_depth: Float[np.ndarray, "frame x"]
-) -> Float[np.ndarray, "frame feature x"]:
+def column_features(echoes: Echoes, pleura_depth: Float[np.ndarray, "frame x"]) -> Float[np.ndarray, "frame feature x"]:
     """Log energy and coherences of each column at ``DEPTHS`` below the detected pleura."""
     depths = DEPTHS * echoes.wavelength
     return np.concatenate(

@@ -147,7 +147,9 @@ def fit(
     """
     config = folder_config(data)
     if not (-20 <= snr_db[0] <= snr_db[1] <= 120) or rounds < 1 or not 0 < calibration < 1:
-        raise UsageError(f"snr_db {snr_db}, rounds {rounds}, calibration {calibration}: give lo <= hi dB, rounds >= 1, a share of 1")
+        raise UsageError(
+            f"snr_db {snr_db}, rounds {rounds}, calibration {calibration}: give lo <= hi dB, rounds >= 1, a share of 1"
+        )
     total = len(shard_files(data))
     with Progress(total, "pleura", quiet=quiet) as progress:
         tables, seen = [], []
@@ -160,7 +162,9 @@ def fit(
         raise UsageError(f"{data} holds {len(everything)} cases; a ridge model needs at least 100")
     fitting, _ = split(everything.base_id, (1 - calibration, calibration), config.seed)
     chosen = set(everything.index[fitting].tolist())
-    detector = fit_detector([(e, d) for (e, d), t in zip(seen, tables, strict=True) if chosen & set(t.index.tolist())], _search(config))
+    detector = fit_detector(
+        [(e, d) for (e, d), t in zip(seen, tables, strict=True) if chosen & set(t.index.tolist())], _search(config)
+    )
     del seen
     columns, features, cases = _collect(data, config, snr_db, rounds, detector, total, quiet)
     inside = np.isin(cases.index, list(chosen))
@@ -172,9 +176,7 @@ def _search(config: Config) -> tuple[float, float]:
     return (low - 0.4 * MM, high + 0.7 * MM)
 
 
-def _echoes(
-    data: Path, config: Config, snr_db: tuple[float, float], round_: int
-) -> Iterator[tuple[Echoes, CaseTable]]:
+def _echoes(data: Path, config: Config, snr_db: tuple[float, float], round_: int) -> Iterator[tuple[Echoes, CaseTable]]:
     reader = reader_of(config, sequence(config))
     for recording, cases in read_shards(data):
         yield reader(noisy_frames(recording.rf, cases, config, snr_db, round_)), cases
@@ -290,12 +292,16 @@ def load_model(folder: Path) -> RidgeModel:
         about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         arrays = {**load_file(folder / "model.safetensors")}
         if about.get("kind") != "ridge" or about["format"] > FORMAT:
-            raise UsageError(f"{folder} holds a '{about.get('kind')}' model of format {about['format']}; this reads ridge up to {FORMAT}")
+            raise UsageError(
+                f"{folder} holds a '{about.get('kind')}' model of format {about['format']}; this reads ridge up to {FORMAT}"
+            )
 
         def head(name: str) -> Linear:
             return Linear(*(arrays[f"{name}.{part}"] for part in ("weight", "bias", "mean", "scale")))
 
-        detector = PleuraDetector(*(arrays[f"detector.{p}"] for p in ("weight", "mean", "scale")), search=tuple(about["search"]))
+        detector = PleuraDetector(
+            *(arrays[f"detector.{p}"] for p in ("weight", "mean", "scale")), search=tuple(about["search"])
+        )
         return RidgeModel(
             detector,
             head("bands"),

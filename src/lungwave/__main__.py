@@ -1,0 +1,10 @@
+"""``python -m lungwave``."""
+
+from __future__ import annotations
+
+import sys
+
+from lungwave.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""The command ``lungwave``: picks the verb, turns errors into one line and an exit code.
+
+Exit codes: 0 done, 1 the run failed, 2 what was asked for cannot be done as asked, 130 interrupted. This module imports
+nothing heavy, so that ``lungwave --help`` is instant; each verb imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+
+# Verb -> (class in cli_verbs, what it does). Two words where a verb has verbs of its own.
+VERBS: dict[str, tuple[str, str]] = {
+    "demo": ("Demo", "three lungs, their echoes and what can be said about them: one report, no data needed"),
+    "phantom": ("Phantom", "draw lungs: anatomy, air, aeration map"),
+    "simulate": ("Simulate", "draw one lung and record its echoes: one RF file"),
+    "generate": ("Generate", "simulate many cases into a folder of RF files; rerun to resume"),
+    "fit": ("Fit", "train the ridge reconstructor on generated cases"),
+    "reconstruct": ("Reconstruct", "RF file -> B-mode, aeration map, percent aeration with interval"),
+    "report": ("Report", "several RF files -> one report"),
+    "data info": ("DataInfo", "what an RF file holds"),
+    "data validate": ("DataValidate", "check an RF file against the format"),
+    "data convert": ("DataConvert", "other formats -> RF file or map images"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except KeyboardInterrupt:
+        return _fail("interrupted; rerun the same command to go on", 130)
+    except BrokenPipeError:  # the reader of stdout left, as in `lungwave ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if os.environ.get("LUNGWAVE_TRACEBACK") == "1":
+            raise
+        return _explain(error)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(help_text())
+        return 0
+    if arguments[0] == "--version":
+        from lungwave import __version__
+
+        print(f"lungwave {__version__}")
+        return 0
+    family = [name for name in VERBS if name.startswith(f"{arguments[0]} ")]
+    if family and len(arguments) < 2:
+        return _fail(f"{arguments[0]} needs one of: {', '.join(name.split()[1] for name in family)}", 2)
+    if family and arguments[1] in ("-h", "--help"):
+        print(help_text(family))
+        return 0
+    words = 2 if family else 1
+    name = " ".join(arguments[:words])
+    if name not in VERBS:
+        near = difflib.get_close_matches(name, [*VERBS, *(verb.split()[0] for verb in VERBS)], n=1)
+        cure = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(VERBS)}"
+        return _fail(f"unknown command '{name}'; {cure}", 2)
+    from lungwave import cli_verbs
+    from lungwave.cli_options import run
+
+    run(f"lungwave {name}", getattr(cli_verbs, VERBS[name][0]), arguments[words:])
+    return 0
+
+
+def help_text(names: Sequence[str] = tuple(VERBS)) -> str:
+    """The top-level help, or that of a family of verbs."""
+    rows = "\n".join(f"  {name:<14} {VERBS[name][1]}" for name in names)
+    return f"""\
+usage: lungwave COMMAND [options]
+
+Lung aeration maps, with their uncertainty, from the raw echoes of an ultrasound probe.
+
+commands:
+{rows}
+
+options:
+  -h, --help     this text; `lungwave COMMAND --help` lists the options of a command
+  --version      the version
+
+Start with `lungwave demo`. Research use only. Not a medical device."""
+
+
+def _explain(error: Exception) -> int:
+    from lungwave.types import LungwaveError, UsageError
+
+    if isinstance(error, UsageError):
+        return _fail(str(error), 2)
+    if isinstance(error, LungwaveError):
+        return _fail(str(error), 1)
+    if isinstance(error, MemoryError):
+        return _fail("out of memory; ask for fewer cases or workers at once", 1)
+    if isinstance(error, OSError) and error.strerror:
+        return _fail(f"{error.filename or 'file system'}: {error.strerror}", 1)
+    return _fail(f"{type(error).__name__}: {error} (a defect of lungwave; LUNGWAVE_TRACEBACK=1 shows where)", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"lungwave: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

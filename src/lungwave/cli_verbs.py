@@ -1,0 +1,371 @@
+"""The verbs of ``lungwave``: the options of each, and which functions do its work.
+
+Every module of the science is imported where a verb runs, so that parsing stays instant.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lungwave.cli_options import Configured, Options, Planned, Positional, parse_cases, show
+from lungwave.types import RESEARCH_USE, LungwaveError, UsageError
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def output_file(path: Path, *suffixes: str) -> Path:
+    """The path, if it can be a file of that kind."""
+    if path.suffix.lower() not in suffixes:
+        raise UsageError(f"--out {path}: give a file name that ends in {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise UsageError(f"--out {path} is a folder; give a file name")
+    return path
+
+
+def output_folder(path: Path) -> Path:
+    """The path, if it can be a folder."""
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--out {path} is a file; give a folder")
+    return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo(Planned):
+    """One lung per category: echoes with the tiny preset, B-mode, aeration map and interval beside truth, a report."""
+
+    out: Path = Path("lungwave-demo")
+    """Folder of the report."""
+    seed: int | None = None
+    """Which lungs are drawn; default some that the model has not seen."""
+
+    def plan(self) -> dict[str, Any]:
+        """Cases, bytes and time."""
+        out, seed = output_folder(self.out), self._seed
+        from lungwave.config import preset
+        from lungwave.data import generate
+
+        config = preset("tiny").override({"seed": seed})
+        planned = generate.plan(config, range(len(config.lung.categories)), out)
+        return {key: planned[key] for key in ("cases", "bytes", "seconds", "out")}
+
+    def work(self) -> dict[str, Any]:
+        """Draw, simulate, reconstruct, report."""
+        out, seed = output_folder(self.out), self._seed
+        from lungwave import runs
+
+        return runs.demo(out, seed, self.quiet)
+
+    @property
+    def _seed(self) -> int:
+        if self.seed is not None and self.seed < 0:
+            raise UsageError(f"--seed {self.seed} is negative; give 0 or more")
+        from lungwave import runs
+
+        return runs.DEMO_SEED if self.seed is None else self.seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phantom(Configured):
+    """Draw lungs: per case a picture (PNG) and the arrays (NPZ) of medium, aeration maps and percent aeration."""
+
+    out: Path = Path("lungwave-phantom")
+    """Folder of the lungs."""
+    cases: str = "0:3"
+    """Which cases, a:b."""
+
+    def plan(self) -> dict[str, Any]:
+        """Cases, bytes and files."""
+        config, cases, out = self.settings, parse_cases(self.cases), output_folder(self.out)
+        from lungwave import lungs
+
+        return lungs.plan(config, cases, out)
+
+    def work(self) -> dict[str, Any]:
+        """Draw and write."""
+        config, cases, out = self.settings, parse_cases(self.cases), output_folder(self.out)
+        from lungwave import lungs
+
+        return lungs.write_lungs(config, cases, out, quiet=self.quiet)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulate(Configured):
+    """Draw one lung and record its echoes, with the noise of receive.snr_db: one RF file with its truth."""
+
+    out: Path = Path("lungwave-rf.h5")
+    """RF file to write."""
+    case: int = 0
+    """Which case."""
+
+    def plan(self) -> dict[str, Any]:
+        """Size of the file and time."""
+        config, cases, out = self.settings, self._cases, output_file(self.out, ".h5", ".hdf5")
+        from lungwave.data import generate
+
+        planned = generate.plan(config, cases, out.parent, 1, 1)
+        return {"case": self.case, "bytes": planned["bytes"], "seconds": planned["seconds"], "out": str(out)}
+
+    def work(self) -> dict[str, Any]:
+        """Draw, simulate, write."""
+        config, cases, out = self.settings, self._cases, output_file(self.out, ".h5", ".hdf5")
+        from lungwave.data import generate, hdf5
+
+        generate.write_shard(config, cases, out, noise=True)
+        written = hdf5.read_cases(out)
+        assert written is not None, "write_shard writes the truth of its cases"
+        known = {"case": self.case, "category": written.category[0], "snr_db": config.receive.snr_db}
+        return {"out": str(out), **known, "bytes": out.stat().st_size}
+
+    @property
+    def _cases(self) -> range:
+        if self.case < 0:
+            raise UsageError(f"--case {self.case} is negative; give 0 or more")
+        return range(self.case, self.case + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate(Configured):
+    """Simulate many cases into a folder of RF files. Run the same command again to resume."""
+
+    out: Path = Path("lungwave-cases")
+    """Folder of the files."""
+    cases: str = "0:100"
+    """Which cases, a:b; cut a large job into ranges for any scheduler."""
+    workers: int | None = None
+    """Processes; default one a core. The result does not depend on it."""
+    shard_size: int = 50
+    """Cases a file."""
+    noise: bool = False
+    """Store the RF with the noise of receive.snr_db instead of leaving it to the reader."""
+
+    def plan(self) -> dict[str, Any]:
+        """Cases, bytes, time, files."""
+        config, cases, out, workers = self._checked
+        from lungwave.data import generate
+
+        return generate.plan(config, cases, out, self.shard_size, workers)
+
+    def work(self) -> dict[str, Any]:
+        """Fill the folder."""
+        config, cases, out, workers = self._checked
+        from lungwave.data import generate
+
+        return generate.generate(config, cases, out, workers, self.shard_size, self.quiet, self.noise)
+
+    @property
+    def _checked(self) -> tuple[Any, range, Path, int]:
+        if self.workers is not None and self.workers < 1:
+            raise UsageError(f"--workers {self.workers} must be at least 1")
+        if self.shard_size < 1:
+            raise UsageError(f"--shard-size {self.shard_size} must be at least 1")
+        return self.settings, parse_cases(self.cases), output_folder(self.out), self.workers or cores()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit(Planned):
+    """Train the ridge reconstructor on a folder that `lungwave generate` filled; noise is added while training."""
+
+    data: Positional[Path]
+    """Folder of cases."""
+    out: Path = Path("lungwave-model")
+    """Folder of the model."""
+    snr: tuple[float, float] = (10.0, 40.0)
+    """Least and most SNR [dB] of the training noise."""
+    rounds: int = 2
+    """Noise draws of every case."""
+    calibration: float = 0.2
+    """Share of the base anatomies that only set the width of the intervals."""
+
+    def plan(self) -> dict[str, Any]:
+        """What would be read and written."""
+        self._check()
+        from lungwave.data import dataset
+
+        files = dataset.shard_files(self.data)
+        size = sum(path.stat().st_size for path in files)
+        return {
+            "data": str(self.data),
+            "shards": len(files),
+            "bytes": size,
+            "rounds": self.rounds,
+            "out": str(self.out),
+        }
+
+    def work(self) -> dict[str, Any]:
+        """Train, write."""
+        self._check()
+        from lungwave.data import dataset
+        from lungwave.posterior import ridge
+
+        model = ridge.fit(self.data, self.snr, self.rounds, self.calibration, self.quiet)
+        command = (
+            f"lungwave fit {self.data} --snr {self.snr[0]:g} {self.snr[1]:g} --rounds {self.rounds} "
+            f"--calibration {self.calibration:g}"
+        )
+        ridge.save_model(model, self.out, self._card(command, model.trained), command, dataset.shard_files(self.data))
+        return {"out": str(self.out), **model.trained}
+
+    def _check(self) -> None:
+        output_folder(self.out)
+        if self.rounds < 1:
+            raise UsageError(f"--rounds {self.rounds} must be at least 1")
+        if not self.snr[0] <= self.snr[1]:
+            raise UsageError(f"--snr {self.snr[0]:g} {self.snr[1]:g}: give the smaller value first")
+        if not 0 < self.calibration < 1:
+            raise UsageError(f"--calibration {self.calibration:g} must lie between 0 and 1")
+
+    @staticmethod
+    def _card(command: str, trained: dict[str, Any]) -> str:
+        facts = "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in trained.items())
+        return (
+            "# Ridge reconstructor\n\nPercent aeration and aeration map from RF, trained on simulated lungs only.\n"
+            f"{RESEARCH_USE}\n\nMade by `{command}`.\n\n{facts}\n\nSettings and versions: config.json.\n"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading(Planned):
+    """What verbs take that reconstruct."""
+
+    model: Path | None = None
+    """Folder that `lungwave fit` wrote; default the model that comes with the package."""
+    frames: str | None = None
+    """Which frames of each file, a:b; default the first 16."""
+
+    def planned(self, files: tuple[Path, ...], out: Path) -> dict[str, Any]:
+        """What would be read and where the results would go."""
+        self._checked(out)
+        from lungwave.data import convert
+
+        about = [(file, convert.info(file)) for file in files]
+        found = [
+            {"file": str(file), "format": a["format"], "bytes": a["bytes"], **a.get("rf", {})} for file, a in about
+        ]
+        return {"files": found, "frames": self.frames or "first 16", "out": str(out)}
+
+    def reconstructed(self, files: tuple[Path, ...], out: Path) -> dict[str, Any]:
+        """The results of every file."""
+        frames = self._checked(out)
+        from lungwave import runs
+
+        return runs.reconstruct_files(files, out, self.model, frames, self.quiet)
+
+    def _checked(self, out: Path) -> range | None:
+        output_folder(out)
+        return None if self.frames is None else parse_cases(self.frames, "--frames")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruct(Reading):
+    """RF file -> B-mode, aeration map and percent aeration with its interval, as report, tables and arrays.
+
+    The file is HDF5 (lungwave, zea, PICMUS, UFF), MATLAB or NPZ. Where its geometry or its echoes lie outside the range
+    that the model was trained for, the B-mode is drawn and the aeration is withheld, with the reason.
+    """
+
+    file: Positional[Path]
+    """RF file."""
+    out: Path = Path("lungwave-reconstruction")
+    """Folder of the results."""
+
+    def plan(self) -> dict[str, Any]:
+        """What would be read."""
+        return self.planned((self.file,), self.out)
+
+    def work(self) -> dict[str, Any]:
+        """Reconstruct every frame."""
+        return self.reconstructed((self.file,), self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Reading):
+    """Reconstruct several RF files into one report, side by side."""
+
+    files: Positional[tuple[Path, ...]]
+    """RF files."""
+    out: Path = Path("lungwave-report")
+    """Folder of the report."""
+
+    def plan(self) -> dict[str, Any]:
+        """What would be read."""
+        return self.planned(self.files, self.out)
+
+    def work(self) -> dict[str, Any]:
+        """Reconstruct every frame of every file."""
+        return self.reconstructed(self.files, self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataInfo(Options):
+    """Say what an RF or map file holds."""
+
+    file: Positional[Path]
+    """File of any known format."""
+    geometry: Path | None = None
+    """JSON or TOML file with the geometry that the file lacks."""
+
+    def work(self) -> dict[str, Any]:
+        """Read the headings."""
+        from lungwave.data import convert
+
+        return {"file": str(self.file), **convert.info(self.file, self.geometry)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataValidate(Options):
+    """Check an RF or map file. Exit code 1 if lungwave cannot use it."""
+
+    file: Positional[Path]
+    """File of any known format."""
+    geometry: Path | None = None
+    """JSON or TOML file with the geometry that the file lacks."""
+
+    def work(self) -> dict[str, Any]:
+        """Read everything."""
+        from lungwave.data import convert
+
+        findings = convert.validate(self.file, self.geometry)
+        listed = [{"level": finding.level, "message": finding.message} for finding in findings]
+        return {"file": str(self.file), "valid": all(f["level"] != "error" for f in listed), "findings": listed}
+
+    def run(self) -> None:
+        """Print what was found; fail where the file is unusable."""
+        result = self.work()
+        if result["valid"] or self.json:
+            show(result, as_json=self.json, quiet=self.quiet)
+        errors = [finding["message"] for finding in result["findings"] if finding["level"] == "error"]
+        if errors:
+            more = f" (and {len(errors) - 1} more; --json lists them)" if len(errors) > 1 else ""
+            raise LungwaveError(errors[0] + more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConvert(Options):
+    """Convert RF to HDF5 or NPZ, or maps (.pt, PNG, NPZ) to 8 x 256 grayscale PNG, PNG of any size, or NPZ."""
+
+    source: Positional[Path]
+    """File to read; for maps also a folder."""
+    destination: Positional[Path]
+    """File to write; the suffix decides the format. For maps also a folder."""
+    kind: Literal["auto", "rf", "maps"] = "auto"
+    """What the source holds."""
+    geometry: Path | None = None
+    """JSON or TOML file with the geometry that the source lacks."""
+    keep_subject: bool = False
+    """Keep the fields about the subject and the free text, which are dropped otherwise."""
+    scale: Literal["auto", "fraction", "percent", "byte"] = "auto"
+    """What 1 means in the maps."""
+
+    def work(self) -> dict[str, Any]:
+        """Convert."""
+        from lungwave.data import convert
+
+        return convert.convert(
+            self.source, self.destination, self.kind, self.geometry, not self.keep_subject, self.scale
+        )
