@@ -57,10 +57,10 @@ SIZES = (1.0, 0.8, 2 / 3, 0.5, 1 / 3)  # of the preset's cell
 FINEST = 0.25
 
 
-def placed(reach: float, shift: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Nodes up to ``reach`` cells outside an airspace are air; their density places the surface ``shift`` deeper."""
+def placed(reach: float, shift: float, slope: float = 1.0) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Nodes up to ``reach`` cells outside an airspace are air; density 1 + 2 (slope s + shift) s cells outside."""
     depth = np.arange(-reach, 0.25, 0.1)
-    return tuple(depth), tuple(np.maximum(1 + 2 * (shift - depth - 0.05), 0.6))
+    return tuple(depth), tuple(np.maximum(1 + 2 * (shift - slope * (depth + 0.05)), 0.6))
 
 
 # How the surface of air is put on the grid: depth thresholds [cells] and densities of air nodes, None = as shipped.
@@ -72,6 +72,8 @@ SURFACES: dict[str, tuple[tuple[float, ...], tuple[float, ...]] | None] = {
     "placed by density, 0.3 cell, shift 0": placed(0.3, 0.0),
     "placed by density, 0.4 cell, shift 0.1": placed(0.4, 0.1),
     "placed by density, 0.5 cell, shift 0.1": placed(0.5, 0.1),
+    # The line that puts a plane wall where it is at order 8 (tests/laws/test_interfaces.py measures the position).
+    "placed by density, 0.4 cell, fitted": placed(0.4, 0.12, 1.15),
 }
 GOAL = 0.99
 
@@ -124,12 +126,18 @@ def lungs(config: Config, count: int) -> list[Lung]:
 @contextmanager
 def surface(name: str) -> Iterator[None]:
     """Rasterise air as ``SURFACES[name]`` says."""
-    default = phantom.AIR_DEPTH, phantom.AIR_DENSITY
-    phantom.AIR_DEPTH, phantom.AIR_DENSITY = SURFACES[name] or default
+    names = [n for n in ("AIR_DEPTH", "AIR_DENSITY", "AIR_REACH") if hasattr(phantom, n)]
+    default = {n: getattr(phantom, n) for n in names}
+    chosen = SURFACES[name]
+    if chosen is not None:
+        phantom.AIR_DEPTH, phantom.AIR_DENSITY = chosen
+        if "AIR_REACH" in names:
+            phantom.AIR_REACH = -chosen[0][0]
     try:
         yield
     finally:
-        phantom.AIR_DEPTH, phantom.AIR_DENSITY = default
+        for n, value in default.items():
+            setattr(phantom, n, value)
 
 
 def lungwave_rf(config: Config, lung: Lung, scale: float = 1.0, order: int = 8, air: str = "as shipped") -> np.ndarray:

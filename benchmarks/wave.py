@@ -33,7 +33,7 @@ import torch
 from lungwave.acoustics.forward import BACKING_ROWS, Simulator
 from lungwave.acoustics.probe import Recording
 from lungwave.config import Config, preset
-from lungwave.data.generate import generate, noisy, simulate_case
+from lungwave.data.generate import generate, received, simulate_case
 from lungwave.phantom.aeration import truth, truth_spacing
 from lungwave.phantom.anatomy import draw, rasterise
 from lungwave.repro import atomic_path, versions, write_json
@@ -196,7 +196,7 @@ def stages(config: Config, repeats: int) -> dict[str, Any]:
         "true aeration maps": lambda: truth(anatomy, config.map, truth_spacing(config)),
         "propagator (bare)": lambda: bare_forward(calls),
         "forward model (propagator included)": forward,
-        "noise": lambda: noisy(case, config, simulator),
+        "noise": lambda: received(case, config, simulator),
         "check the recording": lambda: Recording(case.rf[None], simulator.scan).validate(),
     }
     spent = {name: seconds(call, repeats)["median"] for name, call in measured.items()}

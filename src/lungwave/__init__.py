@@ -1,7 +1,8 @@
 """Lung aeration maps, with their uncertainty, from the raw echoes of an ultrasound probe.
 
 The public names load when they are first used, so that ``import lungwave`` costs next to nothing:
-``preset`` and ``Config`` fix a run; ``draw``, ``rasterise`` and ``truth`` make a lung; ``Simulator`` makes its echoes.
+``preset`` and ``Config`` fix a run; ``draw``, ``rasterise`` and ``truth`` make a lung; ``Simulator`` makes its echoes;
+``Recording`` and ``reconstruct`` turn RF into an aeration map.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from lungwave.phantom.aeration import truth_spacing as truth_spacing
     from lungwave.phantom.anatomy import draw as draw
     from lungwave.phantom.anatomy import rasterise as rasterise
+    from lungwave.posterior.reconstruct import reconstruct as reconstruct
     from lungwave.types import LungwaveError as LungwaveError
     from lungwave.types import UsageError as UsageError
 
@@ -34,6 +36,7 @@ _HOME = {
     "draw": "phantom.anatomy",
     "preset": "config",
     "rasterise": "phantom.anatomy",
+    "reconstruct": "posterior.reconstruct",
     "truth": "phantom.aeration",
     "truth_spacing": "phantom.aeration",
 }

@@ -86,6 +86,8 @@ class ReceiveConfig(_Canonical):
     dead_time: float = 0.8 * US  # [s] after the last firing, transmit/receive switch; tapered
     echo_start: float = 3.2 * US  # [s] the SNR refers to the RMS of the echoes after this time
     snr_db: float = 30.0  # [dB] of the noise that a demo, a simulation or a reader adds; inf = none
+    gain_db: float = 0.0  # [dB] of the receiver, the same for every channel
+    dropped_elements: int = 0  # random receive channels that are silent
 
 
 @dataclass(frozen=True)
@@ -293,6 +295,8 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "receive.dead_time": (0, 1000 * US, "seconds (is this microseconds?)"),
     "receive.echo_start": (0, 1000 * US, "seconds (is this microseconds?)"),
     "receive.snr_db": (-60, math.inf, "decibels"),
+    "receive.gain_db": (-200, 200, "decibels"),
+    "receive.dropped_elements": (0, 4096, "elements"),
     "wall": (0, 0.2, "metres (is this millimetres?)"),
     "wall.scatter": (0, 0.25, "a fraction"),
     "wall.fat_strands": (0.01, 0.9, "a fraction"),

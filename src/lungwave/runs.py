@@ -13,7 +13,7 @@ from lungwave.acoustics.forward import Simulator
 from lungwave.acoustics.probe import Recording
 from lungwave.config import Config
 from lungwave.data.convert import load_any
-from lungwave.data.generate import case_table, noisy, simulate_case
+from lungwave.data.generate import case_table, received, simulate_case
 from lungwave.data.hdf5 import read_cases, write_recording
 from lungwave.posterior.reconstruct import bundled_model, reconstruct
 from lungwave.posterior.ridge import RidgeModel, load_model
@@ -45,7 +45,7 @@ def demo(out: Path, seed: int = DEMO_SEED, quiet: bool = False) -> dict[str, Any
         for index in range(len(config.lung.categories)):
             cases.append(simulate_case(config, index, simulator))
             progress.advance()
-    frames = np.stack([noisy(case, config, simulator) for case in cases])
+    frames = np.stack([received(case, config, simulator) for case in cases])
     timing["draw lungs and propagate"] = time.perf_counter() - clock
     recording = Recording(frames, simulator.scan, f"lungwave {config.preset}", "simulated lung RF, research use only")
     table = case_table(cases)

@@ -83,6 +83,17 @@ def test_shards_hold_what_simulating_a_case_gives(whole: Path) -> None:
     assert seen == 40
 
 
+def test_receiver_adds_gain_and_silences_elements() -> None:
+    config = FAST.override({"receive.gain_db": 20.0, "receive.dropped_elements": 3, "receive.snr_db": "inf"})
+    simulator = module.Simulator(config)
+    case = simulate_case(config, 1, simulator)
+    heard = module.received(case, config, simulator)
+    silent = ~heard.any((0, 1))
+    assert silent.sum() == 3
+    assert np.allclose(heard[..., ~silent], 10 * case.rf[..., ~silent])
+    assert not np.array_equal(heard, module.received(simulate_case(config, 2, simulator), config, simulator))
+
+
 def test_failing_worker_is_named_with_its_own_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(config: Config, index: int) -> None:
         raise ZeroDivisionError(f"lung {index} has no air")

@@ -12,7 +12,7 @@ import pytest
 from lungwave.acoustics.forward import Simulator
 from lungwave.acoustics.probe import Recording
 from lungwave.config import preset
-from lungwave.data.generate import Case, generate, noisy, simulate_case
+from lungwave.data.generate import Case, generate, received, simulate_case
 from lungwave.posterior.echoes import EchoReader, channel_features, column_features
 from lungwave.posterior.reconstruct import bundled_model, reconstruct
 from lungwave.posterior.ridge import RidgeModel, fit, load_model, reader_of, save_model
@@ -37,7 +37,7 @@ def cases(model: RidgeModel) -> list[Case]:
 def recording(model: RidgeModel, cases: list[Case]) -> Recording:
     config = model.config.override({"seed": SEED})
     simulator = Simulator(config)
-    return Recording(np.stack([noisy(case, config, simulator) for case in cases]), simulator.scan)
+    return Recording(np.stack([received(case, config, simulator) for case in cases]), simulator.scan)
 
 
 def test_gain_changes_nothing(model: RidgeModel, recording: Recording) -> None:
@@ -143,7 +143,7 @@ def test_fit_is_deterministic_and_survives_its_files(tmp_path: Path) -> None:
     case = simulate_case(config, 500, simulator)
     reader = reader_of(config, simulator.scan)
     assert isinstance(reader, EchoReader)
-    echoes = reader(noisy(case, config, simulator)[None])
+    echoes = reader(received(case, config, simulator)[None])
     a, b = first.predict(echoes), loaded.predict(echoes)
     assert np.allclose(a.bands, b.bands, atol=1e-4) and np.allclose(a.bands_half, b.bands_half, rtol=1e-3)
     about = json.loads((tmp_path / "model" / "config.json").read_text())

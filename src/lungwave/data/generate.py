@@ -21,7 +21,7 @@ import torch
 
 from lungwave.acoustics.forward import Simulator
 from lungwave.acoustics.probe import Recording
-from lungwave.acoustics.receive import add_noise
+from lungwave.acoustics.receive import add_noise, drop_elements
 from lungwave.config import Config
 from lungwave.data.hdf5 import write_recording
 from lungwave.data.schema import CaseTable
@@ -53,9 +53,15 @@ def simulate_case(config: Config, index: int, simulator: Simulator) -> Case:
     return Case(index, anatomy, truth(anatomy, config.map, truth_spacing(config)), rf.astype(np.float32))
 
 
-def noisy(case: Case, config: Config, simulator: Simulator, snr_db: float | None = None) -> Channels:
-    """RF of a case with the noise of its own stream, at the configuration's SNR or ``snr_db`` [dB]."""
-    return add_noise(case.rf, simulator.scan, config.receive, stream(config.seed, "noise", case.index), snr_db)[0]
+def received(case: Case, config: Config, simulator: Simulator, snr_db: float | None = None) -> Channels:
+    """RF of a case as a scanner delivers it: noise (the configuration's SNR or ``snr_db`` [dB]), gain, dead elements.
+
+    Noise and dead elements come from the streams of the case.
+    """
+    receive, index = config.receive, case.index
+    rf, _ = add_noise(case.rf, simulator.scan, receive, stream(config.seed, "noise", index), snr_db)
+    rf = (rf * 10 ** (receive.gain_db / 20)).astype(np.float32)
+    return drop_elements(rf, receive.dropped_elements, stream(config.seed, "dropped", index))
 
 
 def write_shard(config: Config, indices: range, path: Path, *, noise: bool, simulator: Simulator | None = None) -> None:
@@ -69,7 +75,7 @@ def write_shard(config: Config, indices: range, path: Path, *, noise: bool, simu
             error.add_note(f"while simulating case {index} of preset {config.preset}, seed {config.seed}")
             raise
         cases.append(case)
-        rf.append(noisy(case, config, simulator) if noise else case.rf)
+        rf.append(received(case, config, simulator) if noise else case.rf)
     recording = Recording(
         np.stack(rf), simulator.scan, f"lungwave {config.preset}", "simulated lung RF, research use only"
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lungwave.acoustics.bmode import bmode
+from lungwave.acoustics.bmode import bmode, display_grid
 from lungwave.acoustics.probe import Recording, Scan
 from lungwave.phantom.aeration import Truth
 from lungwave.posterior.information import information_depth
@@ -19,6 +19,7 @@ from lungwave.types import MM
 
 BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "models" / "ridge-tiny"
 LEVEL = 0.9
+PIXELS_PER_WAVELENGTH = 6  # of the B-mode, smooth to the eye
 
 
 def bundled_model() -> RidgeModel:
@@ -91,8 +92,10 @@ def reconstruct(
         reason = f"Outside the trained range: {reason}. Fit a model for this acquisition with 'lungwave fit'."
     estimate = None if reason else model.predict(model.reader(recording.scan)(np.asarray(recording.rf, np.float32)))
     results = []
+    fine = recording.scan.sound_speed / recording.scan.center_frequency / PIXELS_PER_WAVELENGTH
+    grid = display_grid(recording.scan, recording.rf.shape[2], fine)
     for i in range(frames):
-        image = bmode(recording, frame=i)
+        image = bmode(recording, grid, frame=i)
         picture = BMode(np.asarray(image.decibel), np.asarray(image.x), np.asarray(image.z))
         about = {"category": kinds[i]} if kinds[i] else {}
         why = reason
