@@ -7,7 +7,7 @@ PYTEST_FLAGS ?= -n 2
 BIN := $(VENV)/bin
 SECONDS_SINCE = echo "$(1): $$(( $$(date +%s) - start )) s"
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint model clean
 
 demo: $(VENV)/.core
 	@start=$$(date +%s); $(BIN)/lungwave demo --out $(OUT) && $(call SECONDS_SINCE,demo)
@@ -17,6 +17,13 @@ test: lint
 
 lint: $(VENV)/.dev
 	@start=$$(date +%s); $(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy && $(call SECONDS_SINCE,lint)
+
+# The shipped ridge model and its test on lungs of another seed: about half an hour on two cores.
+model: $(VENV)/.core
+	$(BIN)/lungwave generate --preset tiny --seed 1 --cases 0:4000 --out data/train
+	$(BIN)/lungwave fit data/train --out src/lungwave/assets/models/ridge-tiny
+	$(BIN)/lungwave generate --preset tiny --seed 2 --cases 0:600 --out data/test
+	$(BIN)/python benchmarks/ridge.py data/test
 
 clean:
 	rm -rf $(VENV) $(OUT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

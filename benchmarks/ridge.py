@@ -3,6 +3,12 @@
     lungwave generate --preset tiny --seed 2 --cases 0:600 --out data/test
     python benchmarks/ridge.py data/test
 
+On another grid than the model's (no inverse crime):
+
+    lungwave generate --preset tiny --seed 3 --cases 0:60 --grid.spacing 25e-6 --grid.time_step 6.7e-9 --grid.steps 2390 \\
+        --grid.pml_cells 40 --out data/fine
+    python benchmarks/ridge.py data/fine --name ridge_fine
+
 Writes docs/results/ridge.md, ridge.json and docs/images/ridge.png. The test folder must come from another seed than the
 model's, so that no base anatomy is shared; the noise of every level is drawn anew.
 """
@@ -225,6 +231,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=BUNDLED)
     parser.add_argument("--snr", type=float, nargs="+", default=[30.0, 20.0, 10.0], help="noise levels [dB]")
     parser.add_argument("--docs", type=Path, default=DOCS)
+    parser.add_argument("--name", default="ridge", help="of the files written")
     options = parser.parse_args()
     model = load_model(options.model)
     results = {}
@@ -232,15 +239,16 @@ def main() -> None:
         found, cases = evaluate(model, options.folder, level)
         results[f"{level:g}"] = summarise(model, found, cases)
         if level == options.snr[0]:
-            picture(found, cases, options.docs / "images" / "ridge.png")
-    command = "python benchmarks/ridge.py data/test"
-    text = table(results, model.trained, command)
+            picture(found, cases, options.docs / "images" / f"{options.name}.png")
     config = folder_config(options.folder)
+    command = f"python benchmarks/ridge.py {options.folder}" + (f" --name {options.name}" if options.name != "ridge" else "")
+    other = "" if config.grid == model.config.grid else f"Grid of the test: {config.grid}.\n\n"
+    text = table(results, model.trained, command).replace("## Percent", other + "## Percent", 1)
     write_json(
-        options.docs / "results" / "ridge.json",
+        options.docs / "results" / f"{options.name}.json",
         {"results": results, **manifest(config.to_json(), config.seed, command=command)},
     )
-    with atomic_path(options.docs / "results" / "ridge.md") as temporary:
+    with atomic_path(options.docs / "results" / f"{options.name}.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(text)
 

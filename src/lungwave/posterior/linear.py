@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from jaxtyping import Float, Integer
 PENALTIES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 FOLDS = 5
+OUTER = 4.0  # standardised features are cut there before they are bent
 ERROR_FLOOR = 0.01  # fraction of aeration: errors below it are as good as zero when spreads are learned
 
 
@@ -27,12 +29,24 @@ class Linear:
         return ((x - self.mean) / self.scale) @ self.weight + self.bias
 
 
+def additive(x: Float[np.ndarray, "row feature"]) -> Float[np.ndarray, "row three"]:
+    """Each standardised feature beside its absolute value and its square: bends, and still linear in the weights."""
+    x = x.clip(-OUTER, OUTER)
+    return np.concatenate([x, np.abs(x), np.square(x)], 1)
+
+
 def ridge(x: Float[np.ndarray, "row feature"], y: Float[np.ndarray, "row out"], penalty: float) -> Linear:
     """Least squares with ``penalty`` times the squared weights of standardised features."""
-    mean, scale = x.mean(0), x.std(0) + 1e-9
-    standard, bias = (x - mean) / scale, y.mean(0)
-    normal = standard.T @ standard + penalty * np.eye(x.shape[1])
-    return Linear(np.linalg.solve(normal, standard.T @ (y - bias)), bias, mean, scale)
+    return next(_path(x, y, (penalty,)))
+
+
+def _path(x: np.ndarray, y: np.ndarray, penalties: tuple[float, ...]) -> Iterator[Linear]:
+    """One ridge model per penalty; the normal equations are formed once."""
+    mean, scale, bias = x.mean(0), x.std(0) + 1e-9, y.mean(0)
+    standard = (x - mean) / scale
+    normal, moment = standard.T @ standard, standard.T @ (y - bias)
+    for penalty in penalties:
+        yield Linear(np.linalg.solve(normal + penalty * np.eye(len(normal)), moment), bias, mean, scale)
 
 
 def ridge_by_groups(
@@ -43,16 +57,13 @@ def ridge_by_groups(
     Rows of one group (a base anatomy) never stand on both sides.
     """
     fold = np.unique(groups, return_inverse=True)[1] % FOLDS
-    best: tuple[float, float, np.ndarray] | None = None
-    for penalty in PENALTIES:
-        left_out = np.empty_like(y)
-        for k in range(FOLDS):
-            left_out[fold == k] = ridge(x[fold != k], y[fold != k], penalty)(x[fold == k])
-        error = float(np.abs(left_out.clip(0, 1) - y).mean())
-        if best is None or error < best[0]:
-            best = error, penalty, left_out
-    assert best is not None
-    return ridge(x, y, best[1]), best[1], best[2]
+    left_out = np.empty((len(PENALTIES), *y.shape))
+    for k in range(FOLDS):
+        inside, outside = fold != k, fold == k
+        for i, model in enumerate(_path(x[inside], y[inside], PENALTIES)):
+            left_out[i, outside] = model(x[outside])
+    best = int(np.argmin(np.abs(left_out.clip(0, 1) - y).mean((1, 2))))
+    return ridge(x, y, PENALTIES[best]), PENALTIES[best], left_out[best]
 
 
 def fit_spread(

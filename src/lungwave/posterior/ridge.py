@@ -23,14 +23,23 @@ from lungwave.data.dataset import folder_config, read_shards, shard_files
 from lungwave.data.generate import split
 from lungwave.data.schema import CaseTable
 from lungwave.posterior.echoes import EchoReader, Echoes, channel_features, column_features, global_features
-from lungwave.posterior.linear import LEVELS, Linear, conformal_quantiles, fit_spread, ridge_by_groups, spread
+from lungwave.posterior.linear import (
+    LEVELS,
+    Linear,
+    additive,
+    conformal_quantiles,
+    fit_spread,
+    ridge_by_groups,
+    spread,
+)
 from lungwave.posterior.pleura import PleuraDetector, fit_detector
 from lungwave.progress import Progress
 from lungwave.repro import atomic_path, manifest, stream, write_json
 from lungwave.types import MM, Frames, UsageError
 
 FORMAT = 1
-COLUMN_STEP = 2  # columns skipped in training the map head
+ARRAYS = ("bands_quantile", "map_quantile", "center", "scale", "whiten")  # of the model, beside detector and heads
+COLUMN_STEP = 4  # columns skipped in training the map head
 NOVELTY_QUANTILE = 0.999  # of the calibration cases: echoes further out are not like those trained on
 NOVELTY_MARGIN = 1.25
 NOVELTY_FLOOR = 0.01  # of the variance of a standardised feature: near-constant directions must not raise the alarm
@@ -59,8 +68,9 @@ class RidgeModel:
     map: Linear
     map_spread: Linear
     map_quantile: Float[np.ndarray, "level z"]
-    usual_mean: Float[np.ndarray, " feature"]
-    usual_whiten: Float[np.ndarray, "feature feature"]
+    center: Float[np.ndarray, " local"]  # of column features, then global features, over the training rows
+    scale: Float[np.ndarray, " local"]
+    whiten: Float[np.ndarray, "feature feature"]  # standardised global features to unit covariance
     usual_limit: float
     config: Config
     trained: dict[str, Any]
@@ -77,12 +87,14 @@ class RidgeModel:
     def predict(self, echoes: Echoes) -> Estimate:
         """Aeration of every frame, clipped to 0-1."""
         depth, columns, features = read_features(echoes, self.detector)
-        frames, _, width = columns.shape
-        bands, wide = self.bands(features), spread(self.bands_spread, features)
-        rows = local_rows(columns, features, slice(None))
+        frames, count, width = columns.shape
+        rows = additive((local_rows(columns, features, slice(None)) - self.center) / self.scale)
+        standard = (features - self.center[count:]) / self.scale[count:]
+        bent = additive(standard)
+        bands, wide = self.bands(bent), spread(self.bands_spread, bent)
         aeration = self.map(rows).reshape(frames, width, -1).transpose(0, 2, 1)
         doubt = spread(self.map_spread, rows).reshape(frames, width, -1).transpose(0, 2, 1)
-        distance = np.linalg.norm((features - self.usual_mean) @ self.usual_whiten, axis=1)
+        distance = np.linalg.norm(standard @ self.whiten, axis=1)
         return Estimate(
             bands.clip(0, 1),
             self.bands_quantile[:, None, :] * wide,
@@ -217,25 +229,27 @@ def _fit_heads(
     # One noise draw of every calibration case: two draws of one case are not exchangeable with a new case.
     first = np.arange(len(inside)) < len(inside) // trained["rounds"]
     inside, outside = inside & good, ~inside & good & first
-    bands, penalty, left_out = ridge_by_groups(features[inside], truth[inside], cases.base_id[inside])
-    bands_spread = fit_spread(features[inside], left_out - truth[inside])
-    every = slice(0, None, COLUMN_STEP)
-    rows = local_rows(columns[inside].astype(float), features[inside], every)
+    every, count = slice(0, None, COLUMN_STEP), columns.shape[1]
+    raw = local_rows(columns[inside].astype(float), features[inside], every)
+    center, scale = raw.mean(0), raw.std(0) + 1e-9
+    rows = additive((raw - center) / scale)
+    standard = (features - center[count:]) / scale[count:]
+    bent = additive(standard)
+    bands, penalty, left_out = ridge_by_groups(bent[inside], truth[inside], cases.base_id[inside])
+    bands_spread = fit_spread(bent[inside], left_out - truth[inside])
     maps = cases.smooth[inside][:, :, every].transpose(0, 2, 1).reshape(len(rows), -1).astype(float)
     groups = np.repeat(cases.base_id[inside], len(rows) // int(inside.sum()))
     head, map_penalty, map_left_out = ridge_by_groups(rows, maps, groups)
     head_spread = fit_spread(rows, map_left_out - maps)
-    usual = features[inside]
-    mean, scale = usual.mean(0), usual.std(0) + 1e-9
-    values, vectors = np.linalg.eigh(np.cov(((usual - mean) / scale).T))
-    whiten = vectors / np.sqrt(values + NOVELTY_FLOOR) / scale[:, None]
+    values, vectors = np.linalg.eigh(np.cov(standard[inside].T))
+    whiten = vectors / np.sqrt(values + NOVELTY_FLOOR)
     # Intervals: cases that neither head has seen.
-    held = features[outside]
+    held = bent[outside]
     scores = np.abs(bands(held).clip(0, 1) - truth[outside]) / spread(bands_spread, held)
-    held_rows = local_rows(columns[outside].astype(float), held, every)
+    held_rows = additive((local_rows(columns[outside].astype(float), features[outside], every) - center) / scale)
     held_maps = cases.smooth[outside][:, :, every].transpose(0, 2, 1).reshape(len(held_rows), -1)
     map_scores = np.abs(head(held_rows).clip(0, 1) - held_maps) / spread(head_spread, held_rows)
-    distance = np.linalg.norm((held - mean) @ whiten, axis=1)
+    distance = np.linalg.norm(standard[outside] @ whiten, axis=1)
     return RidgeModel(
         detector,
         bands,
@@ -244,7 +258,8 @@ def _fit_heads(
         head,
         head_spread,
         conformal_quantiles(map_scores),
-        mean,
+        center,
+        scale,
         whiten,
         float(np.quantile(distance, NOVELTY_QUANTILE) * NOVELTY_MARGIN),
         config,
@@ -263,7 +278,7 @@ def _arrays(model: RidgeModel) -> dict[str, np.ndarray]:
     found = {f"detector.{name}": getattr(model.detector, name) for name in ("weight", "mean", "scale")}
     for head in ("bands", "bands_spread", "map", "map_spread"):
         found |= {f"{head}.{name}": getattr(getattr(model, head), name) for name in ("weight", "bias", "mean", "scale")}
-    found |= {name: getattr(model, name) for name in ("bands_quantile", "map_quantile", "usual_mean", "usual_whiten")}
+    found |= {name: getattr(model, name) for name in ARRAYS}
     return {name: np.ascontiguousarray(value, np.float64) for name, value in found.items()}
 
 
@@ -310,8 +325,9 @@ def load_model(folder: Path) -> RidgeModel:
             head("map"),
             head("map_spread"),
             arrays["map_quantile"],
-            arrays["usual_mean"],
-            arrays["usual_whiten"],
+            arrays["center"],
+            arrays["scale"],
+            arrays["whiten"],
             float(about["usual_limit"]),
             Config().override(about["config"]),
             about["trained"],
