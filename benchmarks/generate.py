@@ -118,8 +118,8 @@ def main() -> None:
         }
         lines += [
             "",
-            f"{options.cases} tiny cases (3 transmits each) with {options.workers} workers: **{made['seconds']:.0f} s**, "
-            f"{made['bytes'] / options.cases / 1e3:.0f} kB a case.",
+            f"{options.cases} tiny cases (3 transmits each) with {options.workers} workers: "
+            f"**{made['seconds']:.0f} s**, {made['bytes'] / options.cases / 1e3:.0f} kB a case.",
         ]
     lines += ["", f"Machine: {platform.machine()}, {os.cpu_count()} cores, {platform.system()}."]
     config = preset("tiny")

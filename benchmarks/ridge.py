@@ -5,8 +5,8 @@
 
 On another grid than the model's (no inverse crime):
 
-    lungwave generate --preset tiny --seed 3 --cases 0:60 --grid.spacing 25e-6 --grid.time_step 6.7e-9 --grid.steps 2390 \\
-        --grid.pml_cells 40 --out data/fine
+    lungwave generate --preset tiny --seed 3 --cases 0:60 --grid.spacing 25e-6 --grid.time_step 6.7e-9 \\
+        --grid.steps 2390 --grid.pml_cells 40 --out data/fine
     python benchmarks/ridge.py data/fine --name ridge_fine
 
 Writes docs/results/ridge.md, ridge.json and docs/images/ridge.png. The test folder must come from another seed than the
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def bootstrap(values: np.ndarray, draws: int = 1000) -> list[float]:
 def summarise(model: RidgeModel, found: dict[str, np.ndarray], cases: CaseTable) -> dict[str, Any]:
     """Figures of one noise level."""
     edges = [e / MM for e in cases.band_edges]
-    names = [f"{a:g}-{b:g} mm" for a, b in zip(edges, edges[1:], strict=False)] + [f"0-{edges[-1]:g} mm"]
+    names = [f"{a:g}-{b:g} mm" for a, b in pairwise(edges)] + [f"0-{edges[-1]:g} mm"]
     category = np.array(cases.category)
     mean_error = np.abs(model.bands.bias - found["truth"])
     signed = (found["estimate"] - found["truth"])[:, -1]
@@ -130,9 +131,11 @@ def table(results: dict[str, dict[str, Any]], trained: dict[str, Any], command: 
     lines = [
         "# Ridge baseline on held-out bases",
         "",
-        f"Made by `{command}`; {first['cases']} tiny cases of a seed the model has not seen, pleura detected, not given.",
-        f"Trained on {trained['fitted'] // trained['rounds']} cases, intervals calibrated on {trained['calibrated']} others, "
-        f"noise {trained['snr_db'][0]:g}-{trained['snr_db'][1]:g} dB. In brackets: 95 % bootstrap intervals over cases.",
+        f"Made by `{command}`; {first['cases']} tiny cases of a seed the model has not seen, "
+        "pleura detected, not given.",
+        f"Trained on {trained['fitted'] // trained['rounds']} cases, intervals calibrated on {trained['calibrated']} "
+        f"others, noise {trained['snr_db'][0]:g}-{trained['snr_db'][1]:g} dB. "
+        "In brackets: 95 % bootstrap intervals over cases.",
         "",
         "## Percent aeration: mean absolute error (fraction)",
         "",
@@ -241,7 +244,8 @@ def main() -> None:
         if level == options.snr[0]:
             picture(found, cases, options.docs / "images" / f"{options.name}.png")
     config = folder_config(options.folder)
-    command = f"python benchmarks/ridge.py {options.folder}" + (f" --name {options.name}" if options.name != "ridge" else "")
+    name = f" --name {options.name}" if options.name != "ridge" else ""
+    command = f"python benchmarks/ridge.py {options.folder}{name}"
     other = "" if config.grid == model.config.grid else f"Grid of the test: {config.grid}.\n\n"
     text = table(results, model.trained, command).replace("## Percent", other + "## Percent", 1)
     write_json(

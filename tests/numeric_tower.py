@@ -1,4 +1,4 @@
-"""Run-time type checker of the tests: beartype, with an int where a float is annotated accepted as Python's typing does."""
+"""Run-time type checker of the tests: beartype that takes an int where a float is annotated, as typing does."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ class Config:
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
     def override(self, changes: dict[str, Any]) -> Config:
-        """Apply nested or dotted keys, e.g. ``{"grid.spacing": 5e-5}``; unknown keys and wrong types raise UsageError."""
+        """Apply nested or dotted keys, as ``{"grid.spacing": 5e-5}``; unknown keys, wrong types raise UsageError."""
         nested: dict[str, Any] = {}
         for key, value in changes.items():
             node = nested

@@ -50,7 +50,7 @@ def versions() -> dict[str, str]:
 
 
 def provenance(config_json: str, seed: int, parents: Iterable[str | Path] = ()) -> dict[str, Any]:
-    """What decides the content of an artefact: config, seed, versions, parents' hashes. The same run gives the same dict."""
+    """What decides an artefact's content: config, seed, versions, parents' hashes. The same run gives the same dict."""
     return {
         "config": json.loads(config_json),
         "config_sha256": hashlib.sha256(config_json.encode()).hexdigest(),

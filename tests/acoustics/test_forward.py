@@ -65,8 +65,8 @@ def test_air_plane_echoes_with_flipped_sign_at_the_right_time() -> None:
 
 
 def test_air_between_two_nodes_echoes_from_where_it_is() -> None:
-    """The density of air nodes places the lung surface: the echo's delay follows it within a cell, where a staircase waits
-    and then jumps by a whole cell."""
+    """The density of air nodes places the lung surface: the echo's delay follows it within a cell, where a staircase
+    waits and then jumps by a whole cell."""
     config = SMALL.override(
         {"probe.face_reflection": 0.0, "grid.attenuation": False, "receive.sampling_frequency": 24e6}
     )

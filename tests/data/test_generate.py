@@ -26,7 +26,8 @@ from pathlib import Path
 from lungwave.config import Config
 from lungwave.data.generate import generate
 if __name__ == "__main__":
-    generate(Config.load(sys.argv[1]), range(0, 40), Path(sys.argv[2]), workers=int(sys.argv[3]), shard_size=4, quiet=True)
+    config, out, workers = Config.load(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    generate(config, range(0, 40), out, workers=workers, shard_size=4, quiet=True)
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -102,8 +103,8 @@ class Simulator:
         reach = np.abs(centre).max() + width / 2
         if reach > self.columns * grid.spacing / 2 * (1 + 1e-9):
             raise UsageError(
-                f"the aperture reaches {reach * 1e3:.3g} mm from its centre, the grid only {self.columns * grid.spacing * 500:.3g} mm; "
-                f"set grid.width to at least {2 * reach * 1e3:.3g} mm"
+                f"the aperture reaches {reach * 1e3:.3g} mm from its centre, the grid only "
+                f"{self.columns * grid.spacing * 500:.3g} mm; set grid.width to at least {2 * reach * 1e3:.3g} mm"
             )
         self._active = slice(int(np.argmax(share.sum(0) > 0)), self.columns - int(np.argmax(share.sum(0)[::-1] > 0)))
         return torch.as_tensor(share[:, self._active], dtype=self.dtype)
@@ -151,8 +152,8 @@ class Simulator:
         for medium in media:
             if abs(medium.spacing / self.config.grid.spacing - 1) > 1e-6:
                 raise UsageError(
-                    f"the medium has {medium.spacing * 1e6:.4g} um cells, the grid {self.config.grid.spacing * 1e6:.4g} um; "
-                    "rasterise the anatomy at grid.spacing"
+                    f"the medium has {medium.spacing * 1e6:.4g} um cells, the grid "
+                    f"{self.config.grid.spacing * 1e6:.4g} um; rasterise the anatomy at grid.spacing"
                 )
             if medium.air.shape != media[0].air.shape or medium.air.shape[0] != self.rows:
                 raise UsageError(f"media must be {self.rows} rows deep and equally wide, got {medium.air.shape}")
@@ -178,7 +179,7 @@ class Simulator:
     ) -> tuple[Float[Tensor, "case tx time el"], Fields]:
         """RF, and the gradient of <cotangent, RF> with respect to every field (the adjoint applied to ``cotangent``).
 
-        Memory is bounded by ``shots_per_call`` and ``checkpoints``: each chunk is propagated and adjoined before the next.
+        Memory is bounded by ``shots_per_call`` and ``checkpoints``: each chunk is adjoined before the next is run.
         """
         leaves = self._fields(medium).map(lambda field: field.detach().clone().requires_grad_())
         total = leaves.map(torch.zeros_like)
@@ -188,7 +189,8 @@ class Simulator:
         )
         for case in range(cases):
             for events in _chunks(range(self.scan.transmits), self.shots_per_call):
-                part = self._run(leaves.map(lambda f, k=case: f[k : k + 1]), events, self.discretisation)
+                one = leaves.map(partial(torch.narrow, dim=0, start=case, length=1))
+                part = self._run(one, events, self.discretisation)
                 (part * cotangent[case : case + 1, events]).sum().backward()
                 rf[case : case + 1, events] = part.detach()
         self.cost.adjoint += cases * self.scan.transmits
@@ -278,7 +280,7 @@ class Simulator:
         if not reflection:
             return medium
         ratio = (1 + reflection) / (1 - reflection)
-        # The elements' row lies on the face itself: half of its volume is probe, so that the face stays at z = 0 on any grid.
+        # The elements' row lies on the face itself: half its volume is probe, so the face stays at z = 0 on any grid.
         half = (1 + ratio) / 2
         harmonic = 2 * ratio / (1 + ratio)
 

@@ -173,8 +173,8 @@ def sequence(config: Config) -> Scan:
         span = (plan.events - 1) * plan.event_step + probe.elements
         if plan.events < 1 or plan.event_step < 1 or span > total or plan.focus <= 0:
             raise UsageError(
-                f"{plan.events} events of {probe.elements} elements, {plan.event_step} apart, need {span} elements and a "
-                f"positive focus; the array has {total}, sequence.focus is {plan.focus:g} m"
+                f"{plan.events} events of {probe.elements} elements, {plan.event_step} apart, need {span} elements "
+                f"and a positive focus; the array has {total}, sequence.focus is {plan.focus:g} m"
             )
         first = (total - span) // 2 + np.arange(plan.events) * plan.event_step
         apertures = first[:, None] + np.arange(probe.elements)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-
 from jaxtyping import Float
-
 
 from lungwave.acoustics.probe import Scan
 from lungwave.config import ReceiveConfig
@@ -16,7 +14,7 @@ from lungwave.types import Channels, UsageError
 
 def output_samples(duration: float, sampling_frequency: float) -> int:
     """Samples that fit into a record of ``duration`` [s]."""
-    return max(int(math.floor(duration * sampling_frequency * (1 + 1e-12))), 1)
+    return max(math.floor(duration * sampling_frequency * (1 + 1e-12)), 1)
 
 
 def receive_matrix(
@@ -52,7 +50,7 @@ def receive_matrix(
 
 
 def dead_time_window(scan: Scan, samples: int, dead_time: float) -> Float[np.ndarray, "tx time el"]:
-    """Weight 0 while a channel's switch is closed (until ``dead_time`` [s] after the last firing), then a 0.3 us taper."""
+    """Weight 0 while a channel's switch is closed (to ``dead_time`` [s] after the last firing), then a 0.3 us taper."""
     times = scan.start_times[:, None] + np.arange(samples) / scan.sampling_frequency
     opening = scan.delays.max(1)[:, None] + 2 * scan.pulse_delay + dead_time
     ramp = np.clip((times - opening) / 0.3e-6, 0, 1)

@@ -6,7 +6,7 @@ The variable-density acoustic equations on a staggered grid, order 2-8 in space,
   |R| = 1 at every order, no extra time steps, and dK/da is the same finite number at a = 0 and a = 1;
 * time dispersion removed exactly to leading order by remapping frequencies of sources and traces
   (Koene, Robertsson, Broggini, Andersson 2018, doi 10.1093/gji/ggx486), so the step may sit near the CFL limit;
-* attenuation as one relaxation mechanism, exact at the centre frequency; the given sound speed is the phase speed there.
+* attenuation as one relaxation mechanism, exact at the centre frequency, whose phase speed is the given sound speed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import deepwave
@@ -46,8 +46,8 @@ class Fields:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Fields:
         """Apply ``change`` to every tensor."""
-        given = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Fields(**{name: None if value is None else change(value) for name, value in given.items()})
+        lossy = None if self.attenuation is None else change(self.attenuation)
+        return Fields(change(self.sound_speed), change(self.density), change(self.air), lossy)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ class Discretisation:
         """Raise UsageError, naming the cure, unless tissue speeds [m/s] are stable and resolved."""
         if self.time_step <= 0 or self.spacing <= 0 or self.steps < 1:
             raise UsageError(
-                f"grid.spacing {self.spacing:g} m, time_step {self.time_step:g} s and steps {self.steps} must be positive"
+                f"grid.spacing {self.spacing:g} m, time_step {self.time_step:g} s and steps {self.steps} "
+                "must be positive"
             )
         if self.order not in COURANT:
             raise UsageError(f"grid.order is {self.order}; use 2, 4, 6 or 8")
@@ -83,8 +84,8 @@ class Discretisation:
         if needed > self.speed_limit:
             largest = COURANT[self.order] * self.spacing / (needed * math.sqrt(2))
             raise UsageError(
-                f"grid.time_step {self.time_step * 1e9:.4g} ns is unstable for {fastest:.0f} m/s on {self.spacing * 1e6:.4g} um "
-                f"cells; use at most {largest * 1e9:.4g} ns"
+                f"grid.time_step {self.time_step * 1e9:.4g} ns is unstable for {fastest:.0f} m/s on "
+                f"{self.spacing * 1e6:.4g} um cells; use at most {largest * 1e9:.4g} ns"
             )
         ppw = slowest / (self.center_frequency * self.spacing)
         if ppw < MIN_POINTS_PER_WAVELENGTH:
@@ -175,7 +176,8 @@ def propagate(
     if out.info.step_ratio != 1:
         raise UsageError(
             f"grid.time_step {grid.time_step * 1e9:.4g} ns is unstable for this medium (the propagator would take "
-            f"{out.info.step_ratio} steps); use {grid.time_step / out.info.step_ratio * 1e9:.4g} ns or less density contrast"
+            f"{out.info.step_ratio} steps); use {grid.time_step / out.info.step_ratio * 1e9:.4g} ns "
+            "or less density contrast"
         )
     return out.receiver_amplitudes_p
 
@@ -183,7 +185,7 @@ def propagate(
 def relaxed(
     medium: Fields, center_frequency: float
 ) -> tuple[Float[Tensor, "shot z x"], Float[Tensor, "shot z x"] | None]:
-    """Wave speed with air [m/s] and quality factor, such that ``sound_speed`` is the phase speed at the centre frequency.
+    """Wave speed with air [m/s] and quality factor: ``sound_speed`` becomes the phase speed at the centre frequency.
 
     Q = pi f / (alpha c), alpha in neper per metre at f; one mechanism, peak at the centre frequency.
     """

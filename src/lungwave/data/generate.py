@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -106,7 +107,7 @@ def shards(cases: range, shard_size: int) -> list[range]:
     if shard_size < 1:
         raise UsageError(f"shard size {shard_size} must be at least 1")
     edges = [cases.start, *range((cases.start // shard_size + 1) * shard_size, cases.stop, shard_size), cases.stop]
-    return [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [range(a, b) for a, b in pairwise(edges)]
 
 
 def shard_path(out: Path, indices: range) -> Path:
@@ -115,7 +116,7 @@ def shard_path(out: Path, indices: range) -> Path:
 
 
 def plan(config: Config, cases: range, out: Path, shard_size: int = 50, workers: int = 1) -> dict[str, Any]:
-    """What ``generate`` would do: files, bytes and time, the latter from a propagation of a few steps on this machine."""
+    """What ``generate`` would do: files, bytes, and time from a propagation of a few steps on this machine."""
     parts = shards(cases, shard_size)
     simulator = Simulator(config)
     per_case = simulator.scan.transmits * simulator.samples * simulator.scan.delays.shape[1] * 4
@@ -178,7 +179,8 @@ def generate(
             progress.advance(len(finished))
     elapsed = time.perf_counter() - start
     files = [shard_path(out, part) for part in parts]
-    result = {"out": str(out), "cases": len(cases), "new": sum(map(len, todo)), "seconds": round(elapsed, 3)}
+    new = sum(map(len, todo))
+    result: dict[str, Any] = {"out": str(out), "cases": len(cases), "new": new, "seconds": round(elapsed, 3)}
     hashes = {path.name: sha256(path) for path in sorted(out.glob("cases_*.h5"))}
     write_json(out / "manifest.json", manifest(config.to_json(), config.seed, **result, noise=noise, files=hashes))
     return {**result, "files": [path.name for path in files], "bytes": sum(path.stat().st_size for path in files)}

@@ -17,7 +17,7 @@ from lungwave.phantom.wall import LAYERS, Pneumothorax, Wall, draw_wall
 from lungwave.repro import stream
 from lungwave.types import MM, Mask, UsageError
 
-# The surface of air between two nodes. A node is air from AIR_DEPTH[0] cells outside an airspace on. Its stiffness is zero
+# The surface of air between two nodes. A node is air from AIR_DEPTH[0] cells outside an airspace on. Its stiffness is 0
 # whatever its density, so the density is free to say where the surface lies: on a face between a tissue node and an air
 # node the solver takes the mean density, and a surface theta cells from the tissue node wants theta times the tissue's
 # density there, hence (2 theta - 1) in the air node. Bounded below, because light faces would need a smaller time step.
@@ -254,9 +254,9 @@ def grid_of(anatomy: Anatomy, spacing: float, depth: float, width: float, x_cent
 def rasterise(anatomy: Anatomy, spacing: float, depth: float, width: float, x_center: float = 0.0) -> Medium:
     """The medium on the grid of ``spacing`` [m] that covers ``depth`` by ``width`` [m] around ``x_center``.
 
-    A node is air where its signed distance to an airspace is <= 0.35 * spacing; the density of air nodes places the surface
-    between nodes. Where layers of the wall meet inside a cell, it holds their volume average. Raises UsageError as
-    ``grid_of`` does.
+    A node is air where its signed distance to an airspace is <= 0.35 * spacing; the density of air nodes places the
+    surface between nodes. Where layers of the wall meet inside a cell, it holds their volume average. Raises
+    UsageError as ``grid_of`` does.
     """
     grid = grid_of(anatomy, spacing, depth, width, x_center)
     level = _air_level(anatomy, grid)
@@ -314,7 +314,7 @@ def _tissue(anatomy: Anatomy, grid: Grid) -> Float[np.ndarray, "4 z x"]:
 def _mix(
     properties: Float[np.ndarray, "4 material *node"], share: Float[np.ndarray, "material node"]
 ) -> Float[np.ndarray, "4 node"]:
-    """Volume average: density, attenuation and scatter add up, and so does compliance, since one pressure acts on all."""
+    """Volume average: density, attenuation and scatter add up, and compliance too, since one pressure acts on all."""
     speed, density, attenuation, scatter = (row if row.ndim == 2 else row[:, None] for row in properties)
     mixed = (density * share).sum(0)
     compliance = (share / (density * speed**2)).sum(0)

@@ -91,9 +91,9 @@ def speckle(
 ) -> Float[np.ndarray, "z x"]:
     """Random field of zero mean, interpolated between lattice points ``pitch`` [m] apart at z = i, x = j + 1/2 pitches.
 
-    On a lattice point it has unit variance and stays below 3.47: a hash of the point (SplitMix64 finaliser, Steele et al.
-    2014) gives four uniforms, whose sum is taken. A place alone decides the value, so every grid sees one texture, and
-    linear interpolation keeps its centre of mass where it is when the grid is refined.
+    On a lattice point it has unit variance and stays below 3.47: a hash of the point (SplitMix64 finaliser, Steele et
+    al. 2014) gives four uniforms, whose sum is taken. A place alone decides the value, so every grid sees one texture,
+    and linear interpolation keeps its centre of mass where it is when the grid is refined.
     """
     low_z, high_z, part_z = _between(z / pitch)
     low_x, high_x, part_x = _between(x / pitch - 0.5)

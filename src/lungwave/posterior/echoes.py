@@ -31,7 +31,7 @@ LAGS = (1, 2, 4, 8)  # elements apart, spatial coherence (van Cittert-Zernike; f
 
 @dataclass(frozen=True)
 class Echoes:
-    """Energies of beamformed and channel data of a batch of frames, relative to the mean energy of the search depths."""
+    """Energies of beamformed and channel data of several frames, relative to the mean energy of the search depths."""
 
     single: Float[np.ndarray, "frame z x"]  # mean over events of the beamformed energy
     compound: Float[np.ndarray, "frame z x"]  # energy of the coherent compound

@@ -28,7 +28,7 @@ def depth_of_information(aeration: Float[np.ndarray, "*n"], center_frequency: fl
 def information_depth(
     aeration: Float[np.ndarray, "rows columns"], pixel: float, center_frequency: float
 ) -> Float[np.ndarray, " columns"]:
-    """Per column of a pleura-flattened map, the largest depth d with d <= depth_of_information(mean aeration above d) [m]."""
+    """Largest depth d [m] with d <= depth_of_information(mean air above d), per column of a pleura-flattened map."""
     rows = np.arange(1, aeration.shape[0] + 1)[:, None]
     mean_above = np.cumsum(aeration, 0) / rows
     known = rows * pixel <= depth_of_information(mean_above, center_frequency)

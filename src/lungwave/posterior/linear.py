@@ -83,8 +83,8 @@ def conformal_quantiles(
 ) -> Float[np.ndarray, "level out"]:
     """Quantiles of held-out scores that cover a new case with at least each level.
 
-    Split conformal prediction: the ceil((n + 1) level)-th smallest of n scores, infinite where n is too small (Vovk et al.;
-    Lei et al., JASA 113:1094, 2018, whose scores |error| / spread are used here).
+    Split conformal prediction: the ceil((n + 1) level)-th smallest of n scores, infinite where n is too small (Vovk et
+    al.; Lei et al., JASA 113:1094, 2018, whose scores |error| / spread are used here).
     """
     ordered = np.sort(scores, axis=0)
     count = len(ordered)

@@ -44,11 +44,15 @@ def out_of_range(scan: Scan, samples: int, trained: Scan, trained_samples: int) 
             f"{expected_channels} at {expected_pitch * 1e3:.3g} mm"
         )
     if differs(scan.center_frequency, trained.center_frequency, 0.05):
-        return f"the centre frequency is {scan.center_frequency / 1e6:.3g} MHz, trained {trained.center_frequency / 1e6:.3g} MHz"
+        return (
+            f"the centre frequency is {scan.center_frequency / 1e6:.3g} MHz, "
+            f"trained {trained.center_frequency / 1e6:.3g} MHz"
+        )
     if differs(scan.sampling_frequency, trained.sampling_frequency, 0.01) or scan.demodulation_frequency:
         return (
             f"the sampling frequency is {scan.sampling_frequency / 1e6:.4g} MHz of "
-            f"{'I/Q' if scan.demodulation_frequency else 'RF'}, trained {trained.sampling_frequency / 1e6:.4g} MHz of RF"
+            f"{'I/Q' if scan.demodulation_frequency else 'RF'}, "
+            f"trained {trained.sampling_frequency / 1e6:.4g} MHz of RF"
         )
     if scan.transmits != trained.transmits or np.abs(scan.angles - trained.angles).max(initial=0) > np.deg2rad(0.5):
         return f"angles are {_degrees(scan)} degrees, the model was trained on {_degrees(trained)}"
@@ -101,8 +105,8 @@ def reconstruct(
         why = reason
         if estimate is not None and estimate.novelty[i] > 1:
             why = (
-                f"Outside the trained range: the echoes lie {estimate.novelty[i]:.2g} times as far from the training cases "
-                "as the furthest of them. Check gain, contact and that this is lung."
+                f"Outside the trained range: the echoes lie {estimate.novelty[i]:.2g} times as far from the training "
+                "cases as the furthest of them. Check gain, contact and that this is lung."
             )
         if why is not None or estimate is None:
             results.append(Reconstruction(labels[i], "ridge", picture, withheld=why, truth=known[i], manifest=about))

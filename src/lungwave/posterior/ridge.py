@@ -1,4 +1,4 @@
-"""The prior-free baseline: ridge regression from echo features on the detected pleura to aeration, with conformal intervals.
+"""The prior-free baseline: ridge regression of aeration on echo features at the detected pleura, conformal intervals.
 
 Every later model must beat it. One head gives percent aeration of each depth band, one the map, column by column.
 """
@@ -22,7 +22,7 @@ from lungwave.config import Config
 from lungwave.data.dataset import folder_config, read_shards, shard_files
 from lungwave.data.generate import split
 from lungwave.data.schema import CaseTable
-from lungwave.posterior.echoes import EchoReader, Echoes, channel_features, column_features, global_features
+from lungwave.posterior.echoes import Echoes, EchoReader, channel_features, column_features, global_features
 from lungwave.posterior.linear import (
     LEVELS,
     Linear,
@@ -152,7 +152,7 @@ def fit(
     calibration: float = 0.2,
     quiet: bool = False,
 ) -> RidgeModel:
-    """Train on a generated folder: ``rounds`` noise draws of every case, a ``calibration`` share of bases for intervals.
+    """Train on a generated folder: ``rounds`` noise draws a case, a ``calibration`` share of the bases for intervals.
 
     Raises:
         UsageError: too few cases, or cases that already carry noise.
@@ -302,21 +302,22 @@ def save_model(model: RidgeModel, folder: Path, card: str, command: str, parents
 
 
 def load_model(folder: Path) -> RidgeModel:
-    """Read a model folder; safetensors hold numbers only, nothing is executed. Raises UsageError where it is not one."""
+    """Read a model folder; safetensors hold numbers only, nothing is executed. UsageError where it is not one."""
     try:
         about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         arrays = {**load_file(folder / "model.safetensors")}
         if about.get("kind") != "ridge" or about["format"] > FORMAT:
             raise UsageError(
-                f"{folder} holds a '{about.get('kind')}' model of format {about['format']}; this reads ridge up to {FORMAT}"
+                f"{folder} holds a '{about.get('kind')}' model of format {about['format']}; "
+                f"this reads ridge up to {FORMAT}"
             )
 
         def head(name: str) -> Linear:
             return Linear(*(arrays[f"{name}.{part}"] for part in ("weight", "bias", "mean", "scale")))
 
-        detector = PleuraDetector(
-            *(arrays[f"detector.{p}"] for p in ("weight", "mean", "scale")), search=tuple(about["search"])
-        )
+        shallowest, deepest = about["search"]
+        weight, mean, scale = (arrays[f"detector.{part}"] for part in ("weight", "mean", "scale"))
+        detector = PleuraDetector(weight, mean, scale, (shallowest, deepest))
         return RidgeModel(
             detector,
             head("bands"),

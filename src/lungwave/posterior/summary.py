@@ -1,4 +1,4 @@
-"""What a reconstruction says: maps, percent aeration with intervals, what the data could know, and why it was withheld."""
+"""What a reconstruction says: maps, percent aeration with intervals, how deep data inform, why it was withheld."""
 
 from __future__ import annotations
 
