@@ -27,7 +27,7 @@ import scipy.signal
 import torch
 
 from lungwave.acoustics.beamform import Beamformer, PixelGrid, receive_delay, transmit_delay, wavefronts
-from lungwave.acoustics.bmode import EnvelopeImage, bmode, compound, compounded
+from lungwave.acoustics.bmode import BMode, bmode, compound, compounded
 from lungwave.acoustics.iq import upsampling
 from lungwave.acoustics.probe import Recording, pulse, sequence
 from lungwave.config import preset
@@ -39,7 +39,7 @@ MM = 1e-3
 TRUTH = "#ffb000"  # marker colour that neither grey nor print loses
 
 
-def show(axis: plt.Axes, image: EnvelopeImage, title: str) -> Any:
+def show(axis: plt.Axes, image: BMode, title: str) -> Any:
     """One B-mode in grey, millimetres, equal aspect; returns what a colour bar needs."""
     half_x, half_z = (float(v[1] - v[0]) / 2 for v in (image.x, image.z))
     extent = np.array([image.x[0] - half_x, image.x[-1] + half_x, image.z[-1] + half_z, image.z[0] - half_z]) / MM
@@ -132,7 +132,7 @@ def disk(folder: Path) -> dict[str, Any]:
     folded = replace(recording.scan, center_frequency=5e6 / 3, spectrum_reversed=False, bandwidth=0.45)
     naive = bmode(replace(recording, scan=folded), grid, dynamic_range=40.0)
     figure, axes = plt.subplots(1, 3, figsize=(14, 4.9), layout="constrained", sharey=True)
-    authors = EnvelopeImage(theirs[..., 0] / 255.0 * 40 - 40, grid.x, grid.z, 40.0)
+    authors = BMode(theirs[..., 0] / 255.0 * 40 - 40, grid.x, grid.z, 40.0)
     drawn = show(axes[0], authors, "authors' image (MUST), frame 0")
     show(axes[1], bmode(recording, grid, dynamic_range=40.0), f"lungwave, correlation {raw[0]:.3f}")
     show(axes[2], naive, f"spectrum taken as unmirrored, {correlation(naive.decibel, theirs[..., 0]):.2f}")

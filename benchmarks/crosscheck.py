@@ -1,6 +1,6 @@
 """Do the echoes depend on the solver and its grid? lungwave beside an independent solver and beside finer cells.
 
-    python benchmarks/crosscheck.py [--presets micro tiny] [--phantoms 2]
+    python benchmarks/crosscheck.py [--presets micro tiny] [--phantoms 2] [--seed 71]
 
 For lungs of every category, each rasterised anew from its continuous anatomy on every grid (attenuation off):
 
@@ -9,6 +9,8 @@ For lungs of every category, each rasterised anew from its continuous anatomy on
 * half: the same independent solver on cells half as wide; differences are those of program and grid;
 * self: lungwave on cells half as wide; differences are those of the grid alone;
 * order, cell size, surface of air: lungwave against lungwave on cells a quarter as wide.
+
+The constants that put the surface of air on the grid were chosen on lungs of seed 0; these are lungs of another seed.
 
 Correlation and relative L2 distance of RF channel data, all elements of the middle event, no gain or shift fitted, in
 windows of time after the pleural echo begins. Writes docs/results/crosscheck.md and .json, docs/images/crosscheck.png.
@@ -400,13 +402,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--presets", nargs="+", default=["micro", "tiny"], choices=["micro", "tiny"])
     parser.add_argument("--phantoms", type=int, default=2, help="lungs per category")
+    parser.add_argument("--seed", type=int, default=71, help="of the lungs; the surface of air was tuned on seed 0")
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
     options = parser.parse_args()
     start = time.perf_counter()
     result: dict[str, Any] = {"versions": versions(), "presets": {}}
     shown: dict[str, dict[str, dict[str, np.ndarray]]] = {}
     for name in options.presets:
-        config = preset(name)
+        config = preset(name).override({"seed": options.seed})
         studies, shown[name] = [], {}
         for lung in lungs(config, options.phantoms):
             found, traces = study(config, lung)
@@ -421,7 +424,8 @@ def main() -> None:
         }
     result["seconds"] = time.perf_counter() - start
     result["command"] = (
-        "python benchmarks/crosscheck.py " + f"--presets {' '.join(options.presets)} --phantoms {options.phantoms}"
+        f"python benchmarks/crosscheck.py --presets {' '.join(options.presets)} "
+        f"--phantoms {options.phantoms} --seed {options.seed}"
     )
     write_json(options.out / "results/crosscheck.json", result)
     with atomic_path(options.out / "results/crosscheck.md") as path:

@@ -23,7 +23,7 @@ from lungwave.acoustics import forward
 from lungwave.acoustics.forward import Simulator
 from lungwave.acoustics.probe import Recording
 from lungwave.config import preset
-from lungwave.data.generate import Case, case_table, generate
+from lungwave.data.generate import Case, case_table, generate, plan
 from lungwave.data.hdf5 import write_recording
 from lungwave.phantom.aeration import truth, truth_spacing
 from lungwave.phantom.anatomy import draw, rasterise
@@ -109,17 +109,21 @@ def main() -> None:
         lines.append(f"| {name} | " + " | ".join(f"{1e3 * row[k]:.1f}" for k in keys) + f" | {added:.1%} |")
     if options.cases:
         with tempfile.TemporaryDirectory() as folder:
+            planned = plan(preset("tiny"), range(options.cases), Path(folder), workers=options.workers)
             made = generate(preset("tiny"), range(options.cases), Path(folder) / "cases", options.workers, quiet=False)
         results["generate"] = {
             "cases": options.cases,
             "workers": options.workers,
             "seconds": made["seconds"],
             "bytes": made["bytes"],
+            "planned_seconds": planned["seconds"],
+            "planned_bytes": planned["bytes"],
         }
         lines += [
             "",
             f"{options.cases} tiny cases (3 transmits each) with {options.workers} workers: "
-            f"**{made['seconds']:.0f} s**, {made['bytes'] / options.cases / 1e3:.0f} kB a case.",
+            f"**{made['seconds']:.0f} s**, {made['bytes'] / options.cases / 1e3:.0f} kB a case. "
+            f"`--dry-run` said {planned['seconds']:.0f} s and {planned['bytes'] / options.cases / 1e3:.0f} kB a case.",
         ]
     lines += ["", f"Machine: {platform.machine()}, {os.cpu_count()} cores, {platform.system()}."]
     config = preset("tiny")

@@ -21,8 +21,9 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from lungwave import figures, overview, report
+from lungwave.acoustics.bmode import BMode
 from lungwave.phantom.aeration import Truth
-from lungwave.posterior.summary import Band, BMode, Reconstruction
+from lungwave.posterior.summary import Band, Reconstruction
 from lungwave.types import MM, LungwaveError, UsageError
 
 EDGES = (0.0, 0.5 * MM, 1.0 * MM, 2.0 * MM, 4.0 * MM, 6.0 * MM)

@@ -1,15 +1,20 @@
 """The command ``lungwave``: picks the verb, turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 the run failed, 2 what was asked for cannot be done as asked, 130 interrupted. This module imports
-nothing heavy, so that ``lungwave --help`` is instant; each verb imports what it needs when it runs.
+Exit codes: 0 done, 1 the run failed, 2 what was asked for cannot be done as asked, 130 interrupted (Ctrl-C), 143
+terminated (SIGTERM). This module imports nothing heavy, so that ``lungwave --help`` is instant; each verb imports what
+it needs when it runs.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 # Verb -> (class in cli_verbs, what it does). Two words where a verb has verbs of its own.
 VERBS: dict[str, tuple[str, str]] = {
@@ -26,11 +31,18 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as a batch system or ``kill`` sends it; whatever cleans up after Ctrl-C cleans up after it."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(arguments)
+        with _terminable():
+            return _dispatch(arguments)
+    except Terminated:
+        return _fail("terminated; rerun the same command to go on", 143)
     except KeyboardInterrupt:
         return _fail("interrupted; rerun the same command to go on", 130)
     except BrokenPipeError:  # the reader of stdout left, as in `lungwave ... | head`
@@ -40,6 +52,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("LUNGWAVE_TRACEBACK") == "1":
             raise
         return _explain(error)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Raise Terminated on SIGTERM; only the main thread may listen to signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -51,7 +51,7 @@ class Demo(Planned):
         from lungwave.data import generate
 
         config = preset("tiny").override({"seed": seed})
-        planned = generate.plan(config, range(len(config.lung.categories)), out)
+        planned = generate.plan(config, range(len(config.lung.categories)), out, noise=True)
         return {key: planned[key] for key in ("cases", "bytes", "seconds", "out")}
 
     def work(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class Simulate(Configured):
         config, cases, out = self.settings, self._cases, output_file(self.out, ".h5", ".hdf5")
         from lungwave.data import generate
 
-        planned = generate.plan(config, cases, out.parent, 1, 1)
+        planned = generate.plan(config, cases, out.parent, 1, noise=True)
         return {"case": self.case, "bytes": planned["bytes"], "seconds": planned["seconds"], "out": str(out)}
 
     def work(self) -> dict[str, Any]:
@@ -149,7 +149,7 @@ class Generate(Configured):
         config, cases, out, workers = self._checked
         from lungwave.data import generate
 
-        return generate.plan(config, cases, out, self.shard_size, workers)
+        return generate.plan(config, cases, out, self.shard_size, workers, self.noise)
 
     def work(self) -> dict[str, Any]:
         """Fill the folder."""

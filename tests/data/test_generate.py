@@ -152,8 +152,26 @@ def test_plan_counts_without_writing(tmp_path: Path) -> None:
     out = tmp_path / "absent"
     planned = plan(FAST, range(0, 10), out, shard_size=4, workers=2)
     assert planned["cases"] == 10 and planned["shards"] == 3 and planned["to_do"] == 3
-    assert planned["bytes"] > 10 * 50 * 16 * 4 and 0 < planned["seconds"] < 60
+    assert 0 < planned["seconds"] < 60
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "shard_size", "noise"),
+    [
+        ({}, 1, False),
+        ({}, 6, True),
+        ({"grid.steps": 3000, "receive.sampling_frequency": 40e6}, 2, True),  # mostly RF
+        ({"map.rows": 128, "map.columns": 128, "map.pixel": 5e-5}, 3, False),  # mostly maps
+    ],
+)
+def test_planned_size_is_that_of_the_files(
+    changes: dict[str, object], shard_size: int, noise: bool, tmp_path: Path
+) -> None:
+    config = FAST.override(changes)
+    planned = plan(config, range(6), tmp_path, shard_size, noise=noise)["bytes"]
+    written = generate(config, range(6), tmp_path, shard_size=shard_size, noise=noise, quiet=True)["bytes"]
+    assert 0.85 < planned / written < 1.15
 
 
 def test_shards_cut_at_multiples() -> None:

@@ -20,8 +20,8 @@ EVENTS_AT_ONCE = 8  # images held at a time while compounding
 
 
 @dataclass(frozen=True)
-class EnvelopeImage:
-    """Log-compressed envelope on its grid."""
+class BMode:
+    """Log-compressed envelope image."""
 
     decibel: Field  # [dB] <= 0, relative to the image maximum
     x: Float[np.ndarray, " x"]  # [m]
@@ -143,7 +143,7 @@ def bmode(
     dynamic_range: float = 60.0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-) -> EnvelopeImage:
+) -> BMode:
     """B-mode of one frame: delay-and-sum of every event, coherent compound, envelope, decibels.
 
     Raises:
@@ -156,7 +156,7 @@ def bmode(
     grid = grid or display_grid(one.scan, one.rf.shape[2])
     magnitude = envelope(compounded(torch.as_tensor(np.asarray(one.rf[0])), one.scan, grid, f_number, dtype, device))
     decibel = log_compress(magnitude, dynamic_range)
-    return EnvelopeImage(decibel.cpu().double().numpy(), grid.x, grid.z, dynamic_range)
+    return BMode(decibel.cpu().double().numpy(), grid.x, grid.z, dynamic_range)
 
 
 def compounded(

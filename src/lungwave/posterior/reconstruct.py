@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from lungwave.acoustics.bmode import bmode, display_grid
+from lungwave.acoustics.bmode import BMode, bmode, display_grid
 from lungwave.acoustics.probe import Recording, Scan
 from lungwave.phantom.aeration import Truth
 from lungwave.posterior.information import information_depth
 from lungwave.posterior.linear import LEVELS
 from lungwave.posterior.ridge import Estimate, RidgeModel, load_model
-from lungwave.posterior.summary import Band, BMode, Reconstruction
+from lungwave.posterior.summary import Band, Reconstruction
 from lungwave.types import MM
 
 BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "models" / "ridge-tiny"
@@ -99,8 +99,7 @@ def reconstruct(
     fine = recording.scan.sound_speed / recording.scan.center_frequency / PIXELS_PER_WAVELENGTH
     grid = display_grid(recording.scan, recording.rf.shape[2], fine)
     for i in range(frames):
-        image = bmode(recording, grid, frame=i)
-        picture = BMode(np.asarray(image.decibel), np.asarray(image.x), np.asarray(image.z))
+        picture = bmode(recording, grid, frame=i)
         about = {"category": kinds[i]} if kinds[i] else {}
         why = reason
         if estimate is not None and estimate.novelty[i] > 1:

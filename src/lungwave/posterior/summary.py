@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from lungwave.acoustics.bmode import BMode
 from lungwave.phantom.aeration import Truth
 from lungwave.types import Field
 
@@ -22,16 +23,6 @@ class Band:
     lower: float
     upper: float
     truth: float | None = None
-
-
-@dataclass(frozen=True)
-class BMode:
-    """Log-compressed envelope image."""
-
-    decibel: Field  # [dB] <= 0, relative to the image maximum
-    x: Float[np.ndarray, " x"]  # [m]
-    z: Float[np.ndarray, " z"]  # [m]
-    dynamic_range: float = 60.0  # [dB]
 
 
 @dataclass(frozen=True)
