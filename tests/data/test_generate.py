@@ -137,6 +137,14 @@ def test_folder_of_another_run_is_refused_untouched(whole: Path) -> None:
     assert contents(whole) == before
 
 
+def test_no_case_ever_stands_in_two_files(tmp_path: Path) -> None:
+    generate(FAST, range(0, 2), tmp_path, shard_size=4, quiet=True)
+    for cases, size in ((range(0, 4), 4), (range(1, 2), 4), (range(0, 2), 1)):
+        with pytest.raises(UsageError, match=r"overlap cases_000000-000001\.h5"):
+            generate(FAST, cases, tmp_path, shard_size=size, quiet=True)
+    assert list(contents(tmp_path)) == ["cases_000000-000001.h5"]
+
+
 def test_full_disk_is_one_error_and_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(source: str, target: str) -> None:
         raise OSError(28, "No space left on device")

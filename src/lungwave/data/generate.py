@@ -184,6 +184,7 @@ def generate(
     if workers < 1:
         raise UsageError(f"workers is {workers}; give at least 1")
     parts = shards(cases, shard_size)
+    _refuse_overlap(parts, out)
     _claim(config, out, noise)
     todo = [part for part in parts if not shard_path(out, part).exists()]
     start = time.perf_counter()
@@ -198,6 +199,19 @@ def generate(
     hashes = {path.name: sha256(path) for path in sorted(out.glob("cases_*.h5"))}
     write_json(out / "manifest.json", manifest(config.to_json(), config.seed, **result, noise=noise, files=hashes))
     return {**result, "files": [path.name for path in files], "bytes": sum(path.stat().st_size for path in files)}
+
+
+def _refuse_overlap(parts: list[range], out: Path) -> None:
+    """A case must not stand in two files, or readers would count it twice."""
+    for path in sorted(out.glob("cases_*.h5")):
+        match = NAME.fullmatch(path.name)
+        held = range(int(match[1]), int(match[2]) + 1) if match else range(0)
+        for part in parts:
+            if part != held and max(part.start, held.start) < min(part.stop, held.stop):
+                raise UsageError(
+                    f"cases {part.start}:{part.stop} overlap {path.name}; keep --shard-size, end --cases at its "
+                    "multiples, or choose another --out"
+                )
 
 
 def _claim(config: Config, out: Path, noise: bool) -> None:
