@@ -120,7 +120,7 @@ def summarise(model: RidgeModel, found: dict[str, np.ndarray], cases: CaseTable)
     }
 
 
-def table(results: dict[str, dict[str, Any]], trained: dict[str, Any], command: str) -> str:
+def table(results: dict[str, dict[str, Any]], trained: dict[str, Any], command: str, name: str) -> str:
     """The committed Markdown."""
     first = next(iter(results.values()))
     bands = list(first["mae"])
@@ -136,6 +136,8 @@ def table(results: dict[str, dict[str, Any]], trained: dict[str, Any], command: 
         f"Trained on {trained['fitted'] // trained['rounds']} cases, intervals calibrated on {trained['calibrated']} "
         f"others, noise {trained['snr_db'][0]:g}-{trained['snr_db'][1]:g} dB. "
         "In brackets: 95 % bootstrap intervals over cases.",
+        "",
+        f"![Estimate against truth, error against depth](../images/{name}.png)",
         "",
         "## Percent aeration: mean absolute error (fraction)",
         "",
@@ -247,7 +249,7 @@ def main() -> None:
     name = f" --name {options.name}" if options.name != "ridge" else ""
     command = f"python benchmarks/ridge.py {options.folder}{name}"
     other = "" if config.grid == model.config.grid else f"Grid of the test: {config.grid}.\n\n"
-    text = table(results, model.trained, command).replace("## Percent", other + "## Percent", 1)
+    text = table(results, model.trained, command, options.name).replace("## Percent", other + "## Percent", 1)
     write_json(
         options.docs / "results" / f"{options.name}.json",
         {"results": results, **manifest(config.to_json(), config.seed, command=command)},

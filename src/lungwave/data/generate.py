@@ -37,6 +37,7 @@ from lungwave.progress import Progress
 from lungwave.repro import manifest, provenance, sha256, stream, write_json
 from lungwave.types import Channels, LungwaveError, UsageError
 
+PROBED_UPDATES = 6e7  # [cell] of the longer record that ``plan`` times
 NAME = re.compile(r"cases_(\d{6,})-(\d{6,})\.h5")
 
 
@@ -149,19 +150,28 @@ def planned_bytes(config: Config, cases: int, files: int, noise: bool) -> int:
 
 
 def seconds_per_case(config: Config) -> float:
-    """Estimated time of one case on one core [s]: a few steps of case 0, scaled."""
-    steps = (
-        max(config.grid.steps // 40, 2 * config.grid.gradient_stride)
-        // config.grid.gradient_stride
-        * config.grid.gradient_stride
-    )
-    short = Simulator(config.override({"grid.steps": steps, "receive.echo_start": 0.0}))
-    with torch.no_grad():
-        fields = short.stack(rasterise(draw(config, 0), config.grid.spacing, config.grid.depth, short.medium_width))
-        start = time.perf_counter()
-        short.channels(fields, events=[0])
-        elapsed = time.perf_counter() - start
-    return elapsed * config.grid.steps / steps * short.scan.transmits
+    """Estimated time of one case on one core [s]: drawing case 0, and the slope between a short and a longer record."""
+    stride, cells = config.grid.gradient_stride, config.grid.depth * config.grid.width / config.grid.spacing**2
+    longer = max(8, min(config.grid.steps, round(PROBED_UPDATES / cells)) // stride) * stride
+    shorter = longer // 4 // stride * stride
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        times = {}
+        for steps in (shorter, shorter, longer):  # the first run warms up
+            simulator = Simulator(config.override({"grid.steps": steps, "receive.echo_start": 0.0}))
+            start = time.perf_counter()
+            anatomy = draw(config, 0)
+            medium = rasterise(anatomy, config.grid.spacing, config.grid.depth, simulator.medium_width)
+            truth(anatomy, config.map, truth_spacing(config))
+            drawn = time.perf_counter() - start
+            with torch.no_grad():
+                simulator.channels(medium, events=[0])
+            times[steps] = time.perf_counter() - start - drawn
+    finally:
+        torch.set_num_threads(threads)
+    per_step = max(times[longer] - times[shorter], 0.0) / (longer - shorter)
+    return drawn + per_step * config.grid.steps * simulator.scan.transmits
 
 
 def generate(
