@@ -11,7 +11,7 @@ import pytest
 
 from lungwave.config import preset
 from lungwave.data.generate import generate
-from lungwave.data.hdf5 import read_cases
+from lungwave.data.hdf5 import read_cases, read_recording
 from lungwave.posterior.reconstruct import BUNDLED, bundled_model
 from lungwave.runs import demo, reconstruct_files
 from lungwave.types import UsageError
@@ -96,6 +96,23 @@ def test_bad_requests_write_nothing(shown: tuple[Path, dict], tmp_path: Path) ->
         with pytest.raises(UsageError, match=says):
             reconstruct_files(paths, tmp_path / "nothing", frames=frames, quiet=True)
     assert not (tmp_path / "nothing").exists()
+
+
+def test_bare_array_needs_its_geometry_and_takes_it(shown: tuple[Path, dict], tmp_path: Path) -> None:
+    out, said = shown
+    recording = read_recording(out / "rf.h5", [1])
+    np.savez(tmp_path / "bare.npz", rf=recording.rf)
+    with pytest.raises(UsageError, match="give --geometry FILE"):
+        reconstruct_files([tmp_path / "bare.npz"], tmp_path / "out", quiet=True)
+    (tmp_path / "probe.toml").write_text(
+        "center_frequency = 3e6\nsampling_frequency = 12e6\npitch = 0.25e-3\nelement_width = 0.25e-3\n"
+        f"angles = {recording.scan.angles.tolist()}\ndelays = {recording.scan.delays.tolist()}\n"
+        f"pulse_delay = {recording.scan.pulse_delay}\nbandwidth = {recording.scan.bandwidth}\n"
+    )
+    (case,) = reconstruct_files(
+        [tmp_path / "bare.npz"], tmp_path / "out", quiet=True, geometry=tmp_path / "probe.toml"
+    )["cases"]
+    assert case["percent_aeration"] == pytest.approx(said["cases"][1]["percent_aeration"], abs=1e-3)
 
 
 def test_bundled_model_says_how_it_was_made() -> None:

@@ -237,13 +237,15 @@ class Reading(Planned):
     """Folder that `lungwave fit` wrote; default the model that comes with the package."""
     frames: str | None = None
     """Which frames of each file, a:b; default the first 16."""
+    geometry: Path | None = None
+    """JSON or TOML file with the geometry that the files lack."""
 
     def planned(self, files: tuple[Path, ...], out: Path) -> dict[str, Any]:
         """What would be read and where the results would go."""
         self._checked(out)
         from lungwave.data import convert
 
-        about = [(file, convert.info(file)) for file in files]
+        about = [(file, convert.info(file, self.geometry)) for file in files]
         found = [
             {"file": str(file), "format": a["format"], "bytes": a["bytes"], **a.get("rf", {})} for file, a in about
         ]
@@ -254,7 +256,7 @@ class Reading(Planned):
         frames = self._checked(out)
         from lungwave import runs
 
-        return runs.reconstruct_files(files, out, self.model, frames, self.quiet)
+        return runs.reconstruct_files(files, out, self.model, frames, self.quiet, self.geometry)
 
     def _checked(self, out: Path) -> range | None:
         output_folder(out)

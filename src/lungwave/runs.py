@@ -73,11 +73,16 @@ def demo(out: Path, seed: int = DEMO_SEED, quiet: bool = False) -> dict[str, Any
 
 
 def reconstruct_files(
-    paths: Sequence[Path], out: Path, model: Path | None = None, frames: range | None = None, quiet: bool = False
+    paths: Sequence[Path],
+    out: Path,
+    model: Path | None = None,
+    frames: range | None = None,
+    quiet: bool = False,
+    geometry: Path | None = None,
 ) -> dict[str, Any]:
     """Reconstruct frames of RF files into ``out``: report.html, aeration.csv, aeration.json, maps.npz.
 
-    Raises:
+    ``geometry`` is a JSON or TOML file with what the files do not state. Raises:
         UsageError: a file or the frames cannot be used; nothing is written.
     """
     if not paths:
@@ -86,7 +91,7 @@ def reconstruct_files(
     results: list[Reconstruction] = []
     with Progress(len(paths), "reconstruct", quiet=quiet) as progress:
         for path in paths:
-            results += _reconstruct_one(Path(path), ridge, frames)
+            results += _reconstruct_one(Path(path), ridge, frames, geometry)
             progress.advance()
     about = manifest(
         ridge.config.to_json(),
@@ -99,8 +104,10 @@ def reconstruct_files(
     return _write(results, out, title, about, None)
 
 
-def _reconstruct_one(path: Path, ridge: RidgeModel, frames: range | None) -> list[Reconstruction]:
-    recording = load_any(path)
+def _reconstruct_one(
+    path: Path, ridge: RidgeModel, frames: range | None, geometry: Path | None
+) -> list[Reconstruction]:
+    recording = load_any(path, geometry)
     total = len(recording.rf)
     chosen = list(frames if frames is not None else range(min(total, MOST_FRAMES)))
     if not chosen or min(chosen) < 0 or max(chosen) >= total:

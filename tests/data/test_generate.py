@@ -137,6 +137,14 @@ def test_folder_of_another_run_is_refused_untouched(whole: Path) -> None:
     assert contents(whole) == before
 
 
+def test_what_cannot_be_simulated_leaves_no_folder(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for change in ({"grid.time_step": 60e-9}, {"grid.width": 5e-3}, {"lung.rib_probability": 0.5}):
+        with pytest.raises(UsageError, match=r"unstable|set grid\.width"):
+            generate(FAST.override(change), range(2), out, quiet=True)
+    assert not out.exists()
+
+
 def test_no_case_ever_stands_in_two_files(tmp_path: Path) -> None:
     generate(FAST, range(0, 2), tmp_path, shard_size=4, quiet=True)
     for cases, size in ((range(0, 4), 4), (range(1, 2), 4), (range(0, 2), 1)):

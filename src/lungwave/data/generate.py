@@ -194,13 +194,14 @@ def generate(
     if workers < 1:
         raise UsageError(f"workers is {workers}; give at least 1")
     parts = shards(cases, shard_size)
+    simulator = Simulator(config)  # refuses what cannot be simulated before anything is written
     _refuse_overlap(parts, out)
     _claim(config, out, noise)
     todo = [part for part in parts if not shard_path(out, part).exists()]
     start = time.perf_counter()
     done = len(cases) - sum(map(len, todo))
     with Progress(len(cases), "generate", done=done, quiet=quiet) as progress:
-        for finished in _run(config, todo, out, min(workers, max(len(todo), 1)), noise):
+        for finished in _run(simulator, todo, out, min(workers, max(len(todo), 1)), noise):
             progress.advance(len(finished))
     elapsed = time.perf_counter() - start
     files = [shard_path(out, part) for part in parts]
@@ -241,10 +242,10 @@ def _claim(config: Config, out: Path, noise: bool) -> None:
         write_json(path, text)
 
 
-def _run(config: Config, todo: list[range], out: Path, workers: int, noise: bool) -> Iterator[range]:
+def _run(simulator: Simulator, todo: list[range], out: Path, workers: int, noise: bool) -> Iterator[range]:
+    config = simulator.config
     _sweep(todo, out)
     if workers == 1:
-        simulator = Simulator(config) if todo else None
         for part in todo:
             write_shard(config, part, shard_path(out, part), noise=noise, simulator=simulator)
             yield part
