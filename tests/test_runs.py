@@ -13,10 +13,10 @@ from lungwave.config import preset
 from lungwave.data.generate import generate
 from lungwave.data.hdf5 import read_cases, read_recording
 from lungwave.posterior.reconstruct import BUNDLED, bundled_model
-from lungwave.runs import demo, reconstruct_files
+from lungwave.runs import DEMO_SEED, demo, reconstruct_files
 from lungwave.types import UsageError
 
-FILES = {"report.html", "aeration.csv", "aeration.json", "maps.npz"}
+FILES = {"report.html", "aeration.csv", "aeration.json", "maps.npz", "manifest.json"}
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,8 @@ def test_demo_shows_one_lung_per_category_beside_its_truth(shown: tuple[Path, di
         assert case["withheld"] is None and case["interval"][0] < case["percent_aeration"] < case["interval"][1]
         assert f"{100 * case['percent_aeration']:.0f}" in text
     assert "Not a medical device" in text
+    about = json.loads((out / "manifest.json").read_text())
+    assert about["seed"] == DEMO_SEED and about["config_sha256"] and about["versions"]["deepwave"]
 
 
 def test_reconstructing_the_demo_file_gives_the_demo(shown: tuple[Path, dict], tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from lungwave.posterior.ridge import RidgeModel, load_model
 from lungwave.posterior.summary import Reconstruction
 from lungwave.progress import Progress
 from lungwave.report import write_overview, write_report, write_tables
-from lungwave.repro import atomic_path, manifest, provenance, sha256
+from lungwave.repro import atomic_path, manifest, provenance, sha256, write_json
 from lungwave.types import LungwaveError, UsageError
 
 DEMO_SEED = 2026  # the bundled model was fitted on another seed, so these lungs are new to it
@@ -31,7 +31,7 @@ def demo(out: Path, seed: int = DEMO_SEED, quiet: bool = False) -> dict[str, Any
     """One lung per category: draw, listen, reconstruct, report; offline, under a minute.
 
     The RF carries noise at the preset's SNR and comes from a seed that the model has not seen. Writes rf.h5,
-    report.html, overview.png, aeration.csv, aeration.json and maps.npz into ``out``.
+    report.html, overview.png, aeration.csv, aeration.json, maps.npz and manifest.json into ``out``.
     """
     model = bundled_model()
     if seed == model.config.seed:
@@ -80,7 +80,7 @@ def reconstruct_files(
     quiet: bool = False,
     geometry: Path | None = None,
 ) -> dict[str, Any]:
-    """Reconstruct frames of RF files into ``out``: report.html, aeration.csv, aeration.json, maps.npz.
+    """Reconstruct frames of RF files into ``out``: report.html, aeration.csv, aeration.json, maps.npz, manifest.json.
 
     ``geometry`` is a JSON or TOML file with what the files do not state. Raises:
         UsageError: a file or the frames cannot be used; nothing is written.
@@ -132,6 +132,7 @@ def _write(
 ) -> dict[str, Any]:
     report = write_report(results, out / "report.html", title=title, manifest=about, timing=timing)
     write_tables(results, out, manifest=about)
+    write_json(out / "manifest.json", about)
     kept = [(i, r) for i, r in enumerate(results) if r.aeration is not None]
     if kept:
         names = ("aeration", "lower", "upper", "pleura_depth", "information_depth")
