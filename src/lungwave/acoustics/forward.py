@@ -182,7 +182,6 @@ class Simulator:
         Memory is bounded by ``shots_per_call`` and ``checkpoints``: each chunk is adjoined before the next is run.
         """
         leaves = self._fields(medium).map(lambda field: field.detach().clone().requires_grad_())
-        total = leaves.map(torch.zeros_like)
         cases = len(leaves.air)
         rf = torch.empty(
             cases, self.scan.transmits, self.samples, self._listen.shape[0], dtype=self.dtype, device=self.device
@@ -194,11 +193,7 @@ class Simulator:
                 (part * cotangent[case : case + 1, events]).sum().backward()
                 rf[case : case + 1, events] = part.detach()
         self.cost.adjoint += cases * self.scan.transmits
-        for item in fields(total):
-            leaf, grad = getattr(leaves, item.name), getattr(total, item.name)
-            if leaf is not None and leaf.grad is not None:
-                grad.copy_(leaf.grad)
-        return rf, total
+        return rf, leaves.map(lambda leaf: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
 
     def jvp(
         self, medium: Fields | Medium | Sequence[Medium], tangent: Fields

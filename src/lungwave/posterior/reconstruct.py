@@ -10,7 +10,8 @@ import numpy as np
 
 from lungwave.acoustics.bmode import BMode, bmode, display_grid
 from lungwave.acoustics.probe import Recording, Scan
-from lungwave.phantom.aeration import Truth
+from lungwave.acoustics.receive import output_samples
+from lungwave.phantom.aeration import Truth, map_columns
 from lungwave.posterior.information import information_depth
 from lungwave.posterior.linear import LEVELS
 from lungwave.posterior.ridge import Estimate, RidgeModel, load_model
@@ -90,16 +91,17 @@ def reconstruct(
     known = list(truths) if truths is not None else [None] * frames
     kinds = list(categories) if categories is not None else [""] * frames
     trained = model.scan
-    trained_samples = int(model.config.grid.steps * model.config.grid.time_step * trained.sampling_frequency)
+    grid = model.config.grid
+    trained_samples = output_samples(grid.steps * grid.time_step, trained.sampling_frequency)
     reason = out_of_range(recording.scan, recording.rf.shape[2], trained, trained_samples)
     if reason is not None:
         reason = f"Outside the trained range: {reason}. Fit a model for this acquisition with 'lungwave fit'."
     estimate = None if reason else model.predict(model.reader(recording.scan)(np.asarray(recording.rf, np.float32)))
     results = []
     fine = recording.scan.sound_speed / recording.scan.center_frequency / PIXELS_PER_WAVELENGTH
-    grid = display_grid(recording.scan, recording.rf.shape[2], fine)
+    pixels = display_grid(recording.scan, recording.rf.shape[2], fine)
     for i in range(frames):
-        picture = bmode(recording, grid, frame=i)
+        picture = bmode(recording, pixels, frame=i)
         about = {"category": kinds[i]} if kinds[i] else {}
         why = reason
         if estimate is not None and estimate.novelty[i] > 1:
@@ -129,7 +131,6 @@ def _result(
     bands = tuple(band(k, edges[k], edges[k + 1], known[k]) for k in range(len(edges) - 1))
     whole = band(len(edges) - 1, edges[0], edges[-1], None if truth is None else truth.whole)
     aeration, spread = estimate.aeration[i], estimate.aeration_half[level, i]
-    columns = model.reader().beamformer.grid.x if truth is None else truth.x
     depth = estimate.pleura_depth[i]
     low, high = model.detector.search
     at_edge = np.mean((depth < low + 0.1 * MM) | (depth > high - 0.1 * MM))
@@ -144,7 +145,7 @@ def _result(
         lower=np.clip(aeration - spread, 0, 1),
         upper=np.clip(aeration + spread, 0, 1),
         pixel=config.map.pixel,
-        x=np.asarray(columns),
+        x=map_columns(config.map) if truth is None else truth.x,
         pleura_depth=depth,
         valid=np.ones(len(depth), bool) if truth is None else np.asarray(truth.valid, bool),
         information_depth=information_depth(aeration, config.map.pixel, config.probe.center_frequency),

@@ -22,6 +22,7 @@ from lungwave.config import Config
 from lungwave.data.dataset import folder_config, read_shards, shard_files
 from lungwave.data.generate import split
 from lungwave.data.schema import CaseTable
+from lungwave.phantom.aeration import map_columns
 from lungwave.posterior.echoes import Echoes, EchoReader, channel_features, column_features, global_features
 from lungwave.posterior.linear import (
     LEVELS,
@@ -107,10 +108,8 @@ class RidgeModel:
 
 def reader_of(config: Config, scan: Scan) -> EchoReader:
     """Echo reader on the columns of a configuration's map."""
-    columns = (np.arange(config.map.columns) - (config.map.columns - 1) / 2) * config.map.pixel
-    low, high = config.wall.pleura_depth
     reach = 12 * scan.sound_speed / scan.center_frequency
-    return EchoReader(scan, columns, high + reach, (low - 0.4 * MM, high + 0.7 * MM))
+    return EchoReader(scan, map_columns(config.map), config.wall.pleura_depth[1] + reach, _search(config))
 
 
 def read_features(
@@ -155,7 +154,7 @@ def fit(
     """Train on a generated folder: ``rounds`` noise draws a case, a ``calibration`` share of the bases for intervals.
 
     Raises:
-        UsageError: too few cases, or cases that already carry noise.
+        UsageError: too few cases, or options out of range.
     """
     config = folder_config(data)
     if not (-20 <= snr_db[0] <= snr_db[1] <= 120) or rounds < 1 or not 0 < calibration < 1:
@@ -174,9 +173,7 @@ def fit(
         raise UsageError(f"{data} holds {len(everything)} cases; a ridge model needs at least 100")
     fitting, _ = split(everything.base_id, (1 - calibration, calibration), config.seed)
     chosen = set(everything.index[fitting].tolist())
-    detector = fit_detector(
-        [(e, d) for (e, d), t in zip(seen, tables, strict=True) if chosen & set(t.index.tolist())], _search(config)
-    )
+    detector = fit_detector(seen, _search(config))  # on every base, those of the calibration included
     del seen
     columns, features, cases = _collect(data, config, snr_db, rounds, detector, total, quiet)
     inside = np.isin(cases.index, list(chosen))
@@ -243,7 +240,7 @@ def _fit_heads(
     head_spread = fit_spread(rows, map_left_out - maps)
     values, vectors = np.linalg.eigh(np.cov(standard[inside].T))
     whiten = vectors / np.sqrt(values + NOVELTY_FLOOR)
-    # Intervals: cases that neither head has seen.
+    # Intervals: cases that neither head has seen (the pleura detector has, see ``fit``).
     held = bent[outside]
     scores = np.abs(bands(held).clip(0, 1) - truth[outside]) / spread(bands_spread, held)
     held_rows = additive((local_rows(columns[outside].astype(float), features[outside], every) - center) / scale)
