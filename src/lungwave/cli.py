@@ -8,6 +8,7 @@ it needs when it runs.
 from __future__ import annotations
 
 import difflib
+import importlib
 import os
 import signal
 import sys
@@ -16,18 +17,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-# Verb -> (class in cli_verbs, what it does). Two words where a verb has verbs of its own.
+# Verb -> (module and class, what it does). Two words where a verb has verbs of its own.
 VERBS: dict[str, tuple[str, str]] = {
-    "demo": ("Demo", "three lungs, their echoes and what can be said about them: one report, no data needed"),
-    "phantom": ("Phantom", "draw lungs: anatomy, air, aeration map"),
-    "simulate": ("Simulate", "draw one lung and record its echoes: one RF file"),
-    "generate": ("Generate", "simulate many cases into a folder of RF files; rerun to resume"),
-    "fit": ("Fit", "train the ridge reconstructor on generated cases"),
-    "reconstruct": ("Reconstruct", "RF file -> B-mode, aeration map, percent aeration with interval"),
-    "report": ("Report", "several RF files -> one report"),
-    "data info": ("DataInfo", "what an RF file holds"),
-    "data validate": ("DataValidate", "check an RF file against the format"),
-    "data convert": ("DataConvert", "other formats -> RF file or map images"),
+    "demo": ("cli_verbs.Demo", "three lungs, their echoes and what can be said about them: one report, no data needed"),
+    "phantom": ("cli_verbs.Phantom", "draw lungs: anatomy, air, aeration map"),
+    "maps": ("cli_verbs.Maps", "draw aeration maps without echoes: training data of a prior"),
+    "simulate": ("cli_verbs.Simulate", "draw one lung and record its echoes: one RF file"),
+    "generate": ("cli_verbs.Generate", "simulate many cases into a folder of RF files; rerun to resume"),
+    "fit": ("cli_verbs.Fit", "train the ridge reconstructor on generated cases"),
+    "train": ("cli_learn.Train", "train a diffusion prior on maps; rerun to resume"),
+    "sample": ("cli_learn.Sample", "trained prior -> new maps: NPZ, PNGs and a grid"),
+    "reconstruct": ("cli_verbs.Reconstruct", "RF file -> B-mode, aeration map, percent aeration with interval"),
+    "report": ("cli_verbs.Report", "several RF files -> one report"),
+    "legacy": ("legacy", "the commands of improved-diffusion with their own flags: image_train, image_sample ..."),
+    "data info": ("cli_verbs.DataInfo", "what an RF file holds"),
+    "data validate": ("cli_verbs.DataValidate", "check an RF file against the format"),
+    "data convert": ("cli_verbs.DataConvert", "other formats -> RF file or map images"),
 }
 
 
@@ -80,6 +85,10 @@ def _dispatch(arguments: list[str]) -> int:
 
         print(f"lungwave {__version__}")
         return 0
+    if arguments[0] == "legacy":  # old flags, so it parses its own words
+        from lungwave import legacy
+
+        return legacy.main(arguments[1:])
     family = [name for name in VERBS if name.startswith(f"{arguments[0]} ")]
     if family and len(arguments) < 2:
         return _fail(f"{arguments[0]} needs one of: {', '.join(name.split()[1] for name in family)}", 2)
@@ -92,10 +101,10 @@ def _dispatch(arguments: list[str]) -> int:
         near = difflib.get_close_matches(name, [*VERBS, *(verb.split()[0] for verb in VERBS)], n=1)
         cure = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(VERBS)}"
         return _fail(f"unknown command '{name}'; {cure}", 2)
-    from lungwave import cli_verbs
     from lungwave.cli_options import run
 
-    run(f"lungwave {name}", getattr(cli_verbs, VERBS[name][0]), arguments[words:])
+    module, verb = VERBS[name][0].split(".")
+    run(f"lungwave {name}", getattr(importlib.import_module(f"lungwave.{module}"), verb), arguments[words:])
     return 0
 
 

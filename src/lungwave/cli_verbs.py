@@ -95,6 +95,45 @@ class Phantom(Configured):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Maps(Configured):
+    """Draw aeration maps without echoes, as training data of a prior. Run the same command again to resume."""
+
+    out: Path = Path("lungwave-maps.npz")
+    """NPZ of all maps, or a folder of PNGs (255 = 100 % air)."""
+    cases: str = "0:100"
+    """Which cases, a:b."""
+    view: Literal["smooth", "sharp", "seed", "resolved", "raw"] = "smooth"
+    """Average over 0.5 or 0.15 mm; the report's 8 x 256 strip; airspaces of 0 and 1; the strip before pooling (.pt)."""
+    workers: int | None = None
+    """Processes; default one a core. The result does not depend on it."""
+    quantifiable_only: bool = False
+    """Leave out lungs with a rib or air above them, whose hidden columns are NaN otherwise."""
+
+    def plan(self) -> dict[str, Any]:
+        """Maps, bytes, time."""
+        config, cases, workers = self._checked
+        from lungwave.data import drawn
+
+        return drawn.plan(config, cases, self.out, self.view, workers, self.quantifiable_only)
+
+    def work(self) -> dict[str, Any]:
+        """Draw and write."""
+        config, cases, workers = self._checked
+        from lungwave.data import drawn
+
+        skip = self.quantifiable_only
+        return drawn.write_maps(
+            config, cases, self.out, self.view, workers=workers, quantifiable_only=skip, quiet=self.quiet
+        )
+
+    @property
+    def _checked(self) -> tuple[Any, range, int]:
+        if self.workers is not None and self.workers < 1:
+            raise UsageError(f"--workers {self.workers} must be at least 1")
+        return self.settings, parse_cases(self.cases), self.workers or cores()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Simulate(Configured):
     """Draw one lung and record its echoes, with the noise of receive.snr_db: one RF file with its truth."""
 

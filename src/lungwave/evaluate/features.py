@@ -1,0 +1,202 @@
+"""Features of lung maps that need no download: pixels, undecimated Haar statistics, spectra; on the scale of real maps.
+
+Every extractor is a deterministic function of maps ``[n, z, x]`` (fraction 0-1) of any size. Networks trained on
+photographs are not among them: an extractor must be shown to react to the defects of our maps, and these do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from scipy.fft import dct, dctn
+
+from lungwave.types import UsageError
+
+Maps = Float[np.ndarray, "n z x"]
+Vectors = Float[np.ndarray, "n d"]
+
+PIXELS = 4096  # most values of the pixel vector; larger maps are averaged over blocks first
+POINT = 0.01  # amplitude that a logarithm treats as small: one point of aeration, well above 8-bit rounding
+CHUNK = 64  # maps at a time, for bounded memory
+BANDS = 12  # of each spectrum
+TOLERANCE = 1e-3  # rounding that a fraction may show beyond 0-1
+
+
+def check_maps(maps: np.ndarray, name: str, least: int = 2) -> Float[np.ndarray, "n z x"]:
+    """The maps as float32 ``[n, z, x]``; a channel axis of one is dropped.
+
+    UsageError for another shape, fewer than ``least`` maps, values that are not finite or not fractions.
+    """
+    maps = np.asarray(maps)
+    if maps.ndim == 4 and maps.shape[1] == 1:
+        maps = maps[:, 0]
+    if maps.ndim != 3 or 0 in maps.shape[1:]:
+        raise UsageError(f"{name}: maps have shape {maps.shape}; give [n, z, x] or [n, 1, z, x]")
+    if len(maps) < least:
+        raise UsageError(f"{name}: {len(maps)} maps; at least {least} are needed")
+    maps = maps.astype(np.float32, copy=False)
+    if not np.isfinite(maps).all():
+        raise UsageError(f"{name}: {int((~np.isfinite(maps)).sum())} values are not finite; remove those maps")
+    low, high = float(maps.min()), float(maps.max())
+    if low < -TOLERANCE or high > 1 + TOLERANCE:
+        raise UsageError(f"{name}: values run from {low:g} to {high:g}; aeration is a fraction 0-1")
+    return maps
+
+
+def check_same_size(*named: tuple[str, np.ndarray]) -> None:
+    """UsageError where two sets of maps differ in size."""
+    (first, reference), *others = named
+    for name, maps in others:
+        if maps.shape[1:] != reference.shape[1:]:
+            raise UsageError(
+                f"{first} are {reference.shape[1]} x {reference.shape[2]}, {name} are {maps.shape[1]} x "
+                f"{maps.shape[2]}; compare maps of one size"
+            )
+
+
+def pixels(maps: Float[np.ndarray, "n z x"]) -> Float[np.ndarray, "n d"]:
+    """The map itself, averaged over blocks where it has more than 4096 pixels; sees layout, spread and flips."""
+    block = [1, 1]
+    while (maps.shape[1] // block[0]) * (maps.shape[2] // block[1]) > PIXELS:
+        block[int(maps.shape[2] // block[1] >= maps.shape[1] // block[0])] += 1
+    z, x = maps.shape[1] // block[0], maps.shape[2] // block[1]
+    cut = maps[:, : z * block[0], : x * block[1]].reshape(len(maps), z, block[0], x, block[1])
+    return cut.mean((2, 4), dtype=np.float64).reshape(len(maps), -1)
+
+
+def wavelet(maps: Float[np.ndarray, "n z x"]) -> Float[np.ndarray, "n d"]:
+    """Statistics of the undecimated Haar transform of each map, level by level; sees blur, noise, texture and contrast.
+
+    The Haar pair is applied without decimation (a trous, Holschneider et al. 1989) over positions where it fits, so no
+    boundary rule enters. Each level has three details (lateral, depth, diagonal), of which we take the root mean
+    square, two quantiles of the magnitude and the root mean square of the upper and the lower half, as logarithms; and
+    one approximation, of which we take five quantiles and the means of both halves. A level exists along an axis while
+    its support fits twice, so that an 8 x 256 strip goes on along x alone.
+    """
+    return np.concatenate([np.concatenate(list(_levels(part)), 1) for part in _chunks(maps)])
+
+
+def _levels(maps: np.ndarray) -> Iterator[np.ndarray]:
+    smooth, step = maps.astype(np.float32), 1
+    yield _approximation(smooth)
+    while True:
+        deep, wide = (smooth.shape[axis] > step and maps.shape[axis] >= 4 * step for axis in (1, 2))
+        if not deep and not wide:
+            return
+        low, high = _haar(smooth, 1, step) if deep else (smooth, None)
+        smooth, lateral = _haar(low, 2, step) if wide else (low, None)
+        details = [lateral]
+        if high is not None:
+            details += _haar(high, 2, step) if wide else [high]
+        for band in details:
+            if band is not None:
+                yield _detail(band)
+        yield _approximation(smooth)
+        step *= 2
+
+
+def _haar(maps: np.ndarray, axis: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Half sum and half difference of pixels ``step`` apart."""
+    along = np.moveaxis(maps, axis, -1)
+    first, second = along[..., :-step], along[..., step:]
+    return np.moveaxis((first + second) / 2, -1, axis), np.moveaxis((first - second) / 2, -1, axis)
+
+
+def _halves(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    middle = max(1, maps.shape[1] // 2)
+    return maps[:, :middle], maps[:, -middle:]
+
+
+def _detail(band: np.ndarray) -> np.ndarray:
+    magnitude = np.abs(band.reshape(len(band), -1))
+    power = [np.square(part).mean((1, 2)) for part in (band, *_halves(band))]
+    return _log_power(np.stack([*power, *np.square(np.quantile(magnitude, (0.5, 0.9), axis=1))], 1))
+
+
+def _log_power(power: np.ndarray) -> np.ndarray:
+    """Logarithm of the amplitude; a point of aeration is added in quadrature, so that less than that is not seen."""
+    return np.log(power + POINT**2) / 2
+
+
+def _approximation(band: np.ndarray) -> np.ndarray:
+    values = np.quantile(band.reshape(len(band), -1), (0.05, 0.25, 0.5, 0.75, 0.95), axis=1)
+    return np.stack([*values, *(part.mean((1, 2)) for part in _halves(band))], 1)
+
+
+def spectrum(maps: Float[np.ndarray, "n z x"]) -> Float[np.ndarray, "n d"]:
+    """Logarithm of each map's lateral, depth and radial power in octave-like bands; sees texture scale.
+
+    The cosine transform (DCT-II) needs no window: it mirrors the map at its edges, which are not periodic.
+    """
+    return np.concatenate([_spectra(part) for part in _chunks(maps)])
+
+
+def _spectra(maps: np.ndarray) -> np.ndarray:
+    z, x = maps.shape[1:]
+    parts = []
+    if x > 1:
+        parts.append(_band_power(np.square(dct(maps, axis=2, norm="ortho")).mean(1), np.arange(x) / x))
+    if z > 1:
+        parts.append(_band_power(np.square(dct(maps, axis=1, norm="ortho")).mean(2), np.arange(z) / z))
+    radius = np.hypot(np.arange(z)[:, None] / z, np.arange(x)[None] / x)
+    parts.append(_band_power(np.square(dctn(maps, axes=(1, 2), norm="ortho")).reshape(len(maps), -1), radius.ravel()))
+    return np.concatenate(parts, 1)
+
+
+def _band_power(power: np.ndarray, frequency: np.ndarray) -> np.ndarray:
+    """Logarithm of the mean power of logarithmic bands of ``frequency`` (1 = Nyquist); empty bands are left out."""
+    lowest = frequency[frequency > 0].min(initial=1.0)
+    edges = np.geomspace(lowest, frequency.max() * (1 + 1e-9), BANDS + 1)
+    band = np.clip(np.searchsorted(edges, frequency, side="right") - 1, -1, BANDS - 1)
+    means = [power[:, band == k].mean(1) for k in range(BANDS) if (band == k).any()]
+    return _log_power(np.stack(means, 1))
+
+
+def _chunks(maps: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(maps), CHUNK):
+        yield maps[start : start + CHUNK]
+
+
+Extractor = Callable[[Float[np.ndarray, "n z x"]], Float[np.ndarray, "n d"]]
+EXTRACTORS: dict[str, Extractor] = {"pixels": pixels, "wavelet": wavelet, "spectrum": spectrum}
+
+
+@dataclass(frozen=True)
+class Features:
+    """An extractor on the scale of a reference set, so that distances mean the same in every run on that data."""
+
+    name: str  # of the extractor
+    size: tuple[int, int]  # (z, x) of the maps
+    centre: Float[np.ndarray, " d"]  # mean of the reference
+    scale: Float[np.ndarray, " d"]  # standard deviation, floored; one number for all pixels
+    bounded: bool  # squash z to 3 tanh(z / 3), so that no single map decides
+
+    def __call__(self, maps: Float[np.ndarray, "n z x"]) -> Float[np.ndarray, "n d"]:
+        """Features of maps of the reference's size."""
+        if maps.shape[1:] != self.size:
+            raise UsageError(
+                f"the features were fitted to {self.size[0]} x {self.size[1]} maps, not {maps.shape[1]} x "
+                f"{maps.shape[2]}; compare maps of one size"
+            )
+        z = (EXTRACTORS[self.name](maps) - self.centre) / self.scale
+        return 3 * np.tanh(z / 3) if self.bounded else z
+
+
+def fit_features(name: str, reference: Float[np.ndarray, "n z x"]) -> Features:
+    """Extractor ``name`` with the centre and scale of real maps.
+
+    Pixels share one scale; the other features are scaled one by one, floored at a tenth of the median scale, because
+    a nearly constant feature would otherwise let a few maps decide, and bounded for the same reason.
+    """
+    if name not in EXTRACTORS:
+        raise UsageError(f"no features named '{name}'; choose from {', '.join(EXTRACTORS)}")
+    found = EXTRACTORS[name](check_maps(reference, "reference"))
+    centre, spread = found.mean(0), found.std(0)
+    if name == "pixels":
+        scale = np.full_like(spread, max(float(np.sqrt(np.square(spread).mean())), POINT))
+    else:
+        scale = np.maximum(spread, max(0.1 * float(np.median(spread)), POINT))
+    return Features(name, (reference.shape[1], reference.shape[2]), centre, scale, name != "pixels")
