@@ -1,0 +1,8 @@
+"""The old name of `lungwave legacy super_res_sample`."""
+
+import sys
+
+from lungwave.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["legacy", "super_res_sample", *sys.argv[1:]]))

@@ -1,0 +1,260 @@
+"""The verbs of learning: train a diffusion prior on maps, and draw from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lungwave.cli_options import Options, Planned, Positional, show
+from lungwave.cli_verbs import output_folder
+from lungwave.types import UsageError
+
+# Options that do not decide the weights.
+UNSAID = ("data", "out", "json", "quiet", "dry_run", "tensorboard", "minutes", "save_minutes", "device", "log_images",
+          "check_images", "check_maps", "samples")  # fmt: skip
+
+
+def command_of(verb: Options, name: str, words: tuple[str, ...], unsaid: tuple[str, ...] = UNSAID) -> str:
+    """The command line that decides a result: the positional words, and every option that is not its default."""
+    said = ["lungwave", name, *words]
+    for item in dataclasses.fields(verb):
+        value = getattr(verb, item.name)
+        if item.name in unsaid or value == item.default:
+            continue
+        flag = item.name.replace("_", "-")
+        if isinstance(value, bool):
+            said.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            values = value if isinstance(value, tuple) else (value,)
+            said += [f"--{flag}", *(_said(v) for v in values)]
+    return shlex.join(said)
+
+
+def _said(value: Any) -> str:
+    """A value as one would type it, without loss."""
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return short if not isinstance(value, float) or float(short) == value else repr(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Planned):
+    """Train a diffusion prior on aeration maps. Run the same command again to resume; more --images goes on.
+
+    Maps are a folder of images, an NPZ or NPY file, or cases that `lungwave generate` wrote, of any one size. Several
+    processes: torchrun --nproc-per-node N -m lungwave train ...
+    """
+
+    data: Positional[Path]
+    """Maps."""
+    out: Path = Path("lungwave-prior")
+    """Folder of state, journal and pictures; the model is in its folder model."""
+    images: int = 200_000
+    """Training images to see in all."""
+    minutes: float | None = None
+    """Training time in all [min], if that is used up first."""
+    field: Literal["smooth", "sharp"] = "smooth"
+    """Which map of generated cases."""
+    quantifiable_only: bool = False
+    """Leave out maps with columns that have no truth."""
+    classes: bool = False
+    """Train by class; classes come from the data or from names like CLASS_NUMBER.png."""
+    held_out: float = 0.1
+    """Share of the base anatomies that are never trained on."""
+    channels: int = 32
+    """Channels of the finest level."""
+    mult: tuple[float, ...] = (1, 2, 2, 2)
+    """Multiple of them at each level, finest first."""
+    blocks: int = 2
+    """Residual blocks a level."""
+    patch: tuple[int, int] = (1, 1)
+    """Pixels (z, x) that enter together as channels: 2 2 costs a quarter."""
+    attention: tuple[int, ...] | None = None
+    """Levels (0 = finest) with self-attention; default those of 256 pixels or less."""
+    heads: int = 4
+    """Heads of the attention."""
+    dropout: float = 0.1
+    """Share of activations dropped while training."""
+    kind: Literal["edm", "eps", "x0", "v", "flow"] = "edm"
+    """What the network predicts."""
+    p_mean: float = -1.2
+    """Mean of ln sigma of the training noise."""
+    p_std: float = 1.2
+    """Standard deviation of ln sigma."""
+    weight: Literal["edm", "soft-min-snr"] = "edm"
+    """Weight of the loss over sigma."""
+    augment: float = 0.15
+    """Chance of a lateral shift, and of a change of aeration, of each map; the network is told. 0 = none."""
+    flip: bool = True
+    """Mirror maps left to right at random."""
+    batch: int = 32
+    """Images a step, over all processes."""
+    microbatch: int = 0
+    """Images a pass, to save memory; 0 = all of the batch."""
+    lr: float = 2e-4
+    """Peak learning rate."""
+    warmup: int = 10_000
+    """Images over which the learning rate rises."""
+    decay: Literal["inverse-sqrt", "linear", "none"] = "inverse-sqrt"
+    """How the learning rate falls."""
+    decay_images: int = 100_000
+    """Images after which the inverse square root falls."""
+    weight_decay: float = 0.0
+    """Of AdamW."""
+    clip: float = 1.0
+    """Greatest norm of the gradient; 0 = any."""
+    sigma_rel: float | None = None
+    """Relative length of the exported weight average; default the best on held-out maps."""
+    storage: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Type of the exported weights."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the computation; auto is bfloat16 on a GPU that has it."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+    seed: int = 0
+    """Root of all random streams."""
+    log_images: int = 1000
+    """Images between lines of log.jsonl."""
+    check_images: int = 20_000
+    """Images between loss curves and grids of samples."""
+    check_maps: int = 64
+    """Maps of each side in a loss curve."""
+    snapshot_images: int = 10_000
+    """Images between snapshots of the averaged weights."""
+    save_minutes: float = 5.0
+    """Time between states [min]; a killed training loses no more."""
+    samples: int = 16
+    """Samples in a grid; 0 = no grids."""
+    tensorboard: bool = False
+    """Log for TensorBoard as well (extra `track`)."""
+
+    def plan(self) -> dict[str, Any]:
+        """Network, cost and time, from a few steps."""
+        prior, maps = self._prior, self._maps
+        from lungwave import priors
+
+        return priors.plan_training(maps, prior, self.out, self.device)
+
+    def work(self) -> dict[str, Any]:
+        """Train, or go on."""
+        prior, maps = self._prior, self._maps
+        from lungwave import priors
+
+        watch = priors.Watch(
+            log_images=self.log_images,
+            check_images=self.check_images,
+            check_maps=self.check_maps,
+            samples=self.samples,
+            tensorboard=self.tensorboard,
+            quiet=self.quiet,
+        )
+        parents = (self.data,) if self.data.is_file() else ()
+        return priors.train_prior(maps, prior, self.out, self._command, watch, self.device, parents)
+
+    def _command(self, images: int) -> str:
+        return command_of(dataclasses.replace(self, images=images), "train", (str(self.data),))
+
+    def run(self) -> None:
+        """Plan or train; only the first of several processes says what came out."""
+        if self.dry_run:
+            super().run()
+        elif result := self.work():
+            show(result, as_json=self.json, quiet=self.quiet)
+
+    @property
+    def _maps(self) -> Any:
+        output_folder(self.out)
+        from lungwave.data.mapset import read_maps
+
+        return read_maps(self.data, field=self.field, labels=self.classes, quantifiable_only=self.quantifiable_only)
+
+    @property
+    def _prior(self) -> Any:
+        for name in ("log_images", "check_images", "check_maps"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
+        from lungwave.data.augment import Augment
+        from lungwave.models.unet import UNetConfig
+        from lungwave.objective import Denoising
+        from lungwave.priors import Prior
+        from lungwave.train import TrainConfig
+
+        same = ("images", "minutes", "batch", "microbatch", "lr", "weight_decay", "decay", "decay_images", "clip",
+                "precision", "compile", "seed", "save_minutes", "snapshot_images")  # fmt: skip
+        train = TrainConfig(**{name: getattr(self, name) for name in same}, warmup_images=self.warmup)
+        network = UNetConfig(
+            channels=self.channels,
+            channel_mult=self.mult,
+            blocks=self.blocks,
+            heads=self.heads,
+            dropout=self.dropout,
+            patch=self.patch,
+        )
+        augment = Augment(self.augment, self.flip) if self.augment > 0 or self.flip else None
+        return Prior(
+            train=train,
+            network=network,
+            attention=self.attention,
+            kind=self.kind,
+            task=Denoising(self.p_mean, self.p_std, self.weight),
+            augment=augment,
+            held_out=self.held_out,
+            classes=self.classes,
+            sigma_rel=self.sigma_rel,
+            storage=self.storage,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(Planned):
+    """Draw new maps from a prior: samples.npz, a PNG each on the fixed 0-100 % scale, and a grid."""
+
+    model: Positional[Path]
+    """Folder of a model, or of the training that made it."""
+    out: Path = Path("lungwave-samples")
+    """Folder of the samples."""
+    count: int = 64
+    """How many."""
+    sampler: str = "heun"
+    """heun, dpmpp_2m, dpmpp_3m, dpmpp_2m_sde, dpmpp_3m_sde, unipc, ddim, ancestral, edm ..."""
+    steps: int = 18
+    """Noise levels; heun calls the network twice at each."""
+    sigma_min: float = 0.002
+    """Lowest noise level."""
+    sigma_max: float = 80.0
+    """Highest noise level."""
+    label: str | None = None
+    """Class to draw, of a model that knows classes."""
+    first: int = 0
+    """Number of the first sample; sample k of a seed is the same in any run."""
+    batch: int = 64
+    """Samples at once."""
+    seed: int = 0
+    """Root of all random streams."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+
+    def plan(self) -> dict[str, Any]:
+        """What would be drawn."""
+        self._check()
+        from lungwave import priors
+
+        return priors.plan_samples(self.model, self.out, self.count, self.steps)
+
+    def work(self) -> dict[str, Any]:
+        """Draw and write."""
+        self._check()
+        from lungwave import priors
+
+        same = ("seed", "first", "label", "batch", "device", "quiet", "sampler", "steps", "sigma_min", "sigma_max")
+        return priors.sample_prior(self.model, self.out, self.count, **{name: getattr(self, name) for name in same})
+
+    def _check(self) -> None:
+        output_folder(self.out)
+        for name, least in (("count", 1), ("steps", 1), ("batch", 1), ("first", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"--{name} {getattr(self, name)} must be at least {least}")

@@ -1,0 +1,85 @@
+"""What a training minimises: tasks, and the denoising loss over all noise levels."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lungwave.models.unet import Condition
+from lungwave.training_data import Batch
+
+Weight = Literal["edm", "soft-min-snr"]
+
+
+class Task(ABC):
+    """A loss; what it learns beside the network's weights is its state."""
+
+    @abstractmethod
+    def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Values of each image of the batch: ``loss``, whose mean is minimised, and others for the log."""
+
+    def facts(self) -> dict[str, Any]:
+        """Settings that a resumed training must find unchanged, as JSON knows them."""
+        return {}
+
+    def observe(self, values: Mapping[str, Tensor]) -> None:
+        """See what ``losses`` gave for the whole batch of all ranks, after the step."""
+        return
+
+    def state(self) -> dict[str, Tensor]:
+        """What must be stored to go on."""
+        return {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what ``state`` gave."""
+        return
+
+
+def squared_error(
+    model: nn.Module,
+    clean: Float[Tensor, "n c z x"],
+    noise: Float[Tensor, "n c z x"],
+    sigma: Float[Tensor, " n"],
+    cond: Condition | None = None,
+) -> Float[Tensor, " n"]:
+    """Mean squared error of the denoised map, ``|D(x0 + sigma noise) - x0|^2``, per image [network units squared]."""
+    noisy = clean + sigma[:, None, None, None] * noise
+    return (model(noisy, sigma, cond).float() - clean).square().mean((1, 2, 3))
+
+
+@dataclass(frozen=True)
+class Denoising(Task):
+    """Denoising loss over log-normal noise levels (Karras et al. 2022, arXiv:2206.00364, eq. 2 and table 1).
+
+    ``edm`` weighs with ``1 / c_out^2`` of the model's parametrisation, so that the network's own output has unit
+    weight at every noise level. ``soft-min-snr`` weighs with ``1 / (sigma^2 + sigma_data^2)`` (Crowson et al. 2024,
+    arXiv:2401.11605, section 3.4), which gives less to low noise.
+    """
+
+    p_mean: float = -1.2  # mean of ln sigma
+    p_std: float = 1.2  # standard deviation of ln sigma
+    weight: Weight = "edm"
+
+    def facts(self) -> dict[str, Any]:
+        """The settings."""
+        return {"name": "denoising", **asdict(self)}
+
+    def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """``loss`` and ``sigma`` of each image."""
+        quantile = batch.uniform("sigma")
+        sigma = (self.p_mean + self.p_std * torch.special.ndtri(quantile)).exp()
+        error = squared_error(model, batch.clean, batch.normal("noise"), sigma, batch.cond)
+        return {"loss": self.weights(model, sigma) * error, "sigma": sigma}
+
+    def weights(self, model: nn.Module, sigma: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Weight of the squared error at each noise level."""
+        wrapped: Any = model  # a Preconditioned, or what torch.compile makes of one
+        if self.weight == "soft-min-snr":
+            return 1 / (sigma**2 + wrapped.sigma_data**2)
+        return wrapped.coefficients(sigma)[1] ** -2

@@ -1,0 +1,333 @@
+"""Priors from maps: put a training together, run it, and export the model; draw samples into files."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import ndtri
+
+from lungwave import training_state
+from lungwave.data.augment import LABELS, Augment
+from lungwave.data.maps import save_npz, save_png
+from lungwave.data.mapset import MapSet
+from lungwave.models.checkpoint import load_model, plain, save_model
+from lungwave.models.ema import gamma_of
+from lungwave.models.precond import Kind, Preconditioned, Scaling
+from lungwave.models.unet import Condition, Size, UNet, UNetConfig, describe, fitting_strides
+from lungwave.objective import Denoising, squared_error
+from lungwave.prior_figures import save_grid
+from lungwave.progress import Progress
+from lungwave.ranks import Ranks, joined
+from lungwave.repro import manifest, stream, write_json
+from lungwave.sample import generate
+from lungwave.train import Listener, TrainConfig, Training
+from lungwave.training_data import Draws, MapSource
+from lungwave.training_log import Journal, ProgressLine, SampleGrid, SigmaCurves, TensorBoard
+from lungwave.types import UsageError
+
+MODEL = "model"  # folder of the finished model in that of the training
+CANDIDATES = (0.03, 0.05, 0.07, 0.10, 0.15, 0.20)  # lengths of the weight average that are compared at the end
+GOLDEN = (1 + math.sqrt(5)) / 2
+MOST_ATTENTION = 256  # [pixel] self-attention lands where a level has no more
+PROBE_STEPS = 3  # that --dry-run times
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What decides a prior beside its maps."""
+
+    train: TrainConfig = field(default_factory=TrainConfig)
+    network: UNetConfig = field(default_factory=UNetConfig)  # channels, strides, classes and vector come from the maps
+    attention: tuple[int, ...] | None = None  # levels; None = where a level has few pixels
+    kind: Kind = "edm"
+    task: Denoising = field(default_factory=Denoising)
+    augment: Augment | None = field(default_factory=Augment)
+    held_out: float = 0.1  # share of the groups that are never trained on
+    classes: bool = False
+    sigma_rel: float | None = None  # length of the exported average; None = the best on held-out maps
+    storage: str = "float32"  # type of the exported weights
+
+    def __post_init__(self) -> None:
+        if self.sigma_rel is not None:
+            gamma_of(self.sigma_rel)  # refuses lengths that cannot be, before hours of training
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is looked at during a training; it has no effect on the weights."""
+
+    log_images: int = 1000  # between lines of the journal
+    check_images: int = 20_000  # between loss curves and grids
+    check_maps: int = 64  # of each side in a loss curve
+    samples: int = 16  # in a grid; 0 = none
+    tensorboard: bool = False
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class Materials:
+    """Maps and network of a prior, ready to train."""
+
+    source: MapSource
+    held_out: MapSource | None
+    scaling: Scaling
+    network: UNetConfig
+    size: Size
+    classes: tuple[str, ...]
+
+
+def materials(maps: MapSet, prior: Prior) -> Materials:
+    """Split the maps, measure their scale on the training side, fit the network to their size."""
+    if prior.classes and not maps.classes:
+        raise UsageError("--classes was asked for, but the maps state no classes; name images like CLASS_NUMBER.png")
+    kept, held = maps.split(prior.held_out, prior.train.seed)
+    mean, std = kept.statistics()
+    scaling = Scaling(mean, std)
+    network = network_of(maps, prior)
+    classes = maps.classes if prior.classes else ()
+    source = MapSource(kept, scaling, prior.augment, prior.classes)
+    other = MapSource(held, scaling, None, prior.classes) if len(held) else None
+    return Materials(source, other, scaling, network, maps.size, classes)
+
+
+def network_of(maps: MapSet, prior: Prior) -> UNetConfig:
+    """The network for maps of this size: strides that halve the long axis first, attention at the coarse levels."""
+    levels = len(prior.network.channel_mult)
+    strides = prior.network.strides or fitting_strides(maps.size, levels, prior.network.patch)
+    network = replace(
+        prior.network,
+        in_channels=maps.channels,
+        out_channels=maps.channels,
+        strides=strides,
+        classes=len(maps.classes) if prior.classes else 0,
+        vector=LABELS if prior.augment is not None else 0,
+    )
+    if prior.attention is not None:
+        return replace(network, attention=prior.attention)
+    high, wide = (length // step for length, step in zip(maps.size, network.patch, strict=True))
+    places = []
+    for level in range(levels):
+        if high * wide <= MOST_ATTENTION:
+            places.append(level)
+        if level < levels - 1:
+            high, wide = high // network.step(level)[0], wide // network.step(level)[1]
+    return replace(network, attention=tuple(places))
+
+
+def training(
+    made: Materials, prior: Prior, folder: Path | None, ranks: Ranks, listeners: tuple[Listener, ...] = ()
+) -> Training:
+    """The training of a prior; the same seed gives the same initial weights."""
+    describe(made.network, made.size)  # refuses sizes that do not fit
+    torch.manual_seed(int(stream(prior.train.seed, "weights").integers(2**63)))
+    model = Preconditioned(UNet(made.network), prior.kind)
+    facts = {
+        "network": json.loads(json.dumps(asdict(made.network))),
+        "kind": prior.kind,
+        "held_out": prior.held_out,
+        "size": list(made.size),
+    }
+    return Training(model, made.source, prior.task, prior.train, folder, listeners=listeners, ranks=ranks, facts=facts)
+
+
+def plan_training(maps: MapSet, prior: Prior, out: Path, device: str = "auto") -> dict[str, Any]:
+    """What a training would be, with the time of a few steps."""
+    made = materials(maps, prior)
+    about = describe(made.network, made.size)
+    with joined(device) as ranks:
+        run = training(made, replace(prior, train=replace(prior.train, images=10**9)), None, ranks)
+        run.advance()  # the first step is slower: libraries choose their kernels
+        clock = time.perf_counter()
+        for _ in range(PROBE_STEPS):
+            run.advance()
+        rate = PROBE_STEPS * prior.train.batch / (time.perf_counter() - clock)
+    seconds = prior.train.images / rate
+    limit = prior.train.minutes
+    return {
+        "maps": len(made.source),
+        "held_out": 0 if made.held_out is None else len(made.held_out),
+        **{key: about[key] for key in ("size", "levels", "attention", "parameters", "gmac")},
+        "images": prior.train.images,
+        "epochs": prior.train.images / len(made.source),
+        "batch": prior.train.batch,
+        "images_per_second": rate,
+        "seconds": seconds if limit is None else min(seconds, 60 * limit),
+        "notes": list(maps.notes),
+        "out": str(out),
+    }
+
+
+def train_prior(
+    maps: MapSet,
+    prior: Prior,
+    out: Path,
+    command: Callable[[int], str],
+    watch: Watch | None = None,
+    device: str = "auto",
+    parents: Sequence[Path] = (),
+) -> dict[str, Any]:
+    """Train, or go on training, in ``out``; the model is in ``out/model`` when it is finished.
+
+    ``command`` gives the command line that sees so many images; ``parents`` are files that the maps were read from.
+    Returns what came out, on the first rank; nothing on the others.
+
+    Raises:
+        UsageError: the maps do not suit the network, or ``out`` holds a training with other settings.
+        LungwaveError: the loss is not finite, or a file cannot be written; the last state is kept.
+    """
+    watch = watch or Watch()
+    made = materials(maps, prior)
+    with joined(device) as ranks:
+        journal = Journal(out, watch.log_images)
+        shape = (maps.channels, *made.size)
+        listeners: list[Listener] = [] if watch.quiet else [ProgressLine()]
+        listeners += [journal, SigmaCurves(journal, made.source, made.held_out, watch.check_images, watch.check_maps)]
+        if watch.samples:
+            listeners.append(SampleGrid(out, made.scaling, shape, len(made.classes), watch.check_images, watch.samples))
+        if watch.tensorboard:
+            listeners.append(TensorBoard(out))
+        run = training(made, prior, out, ranks, tuple(listeners))
+        if not run.run() or not ranks.first:
+            return {}
+        about = {"model": str(out / MODEL), "images": run.images, "minutes": run.seconds / 60}
+        if run.began == run.images and prior.sigma_rel is None and (out / MODEL / "config.json").exists():
+            return {"already_finished": True, **about}
+        return {**about, **export(run, made, prior, command(run.images), parents)}
+
+
+def export(run: Training, made: Materials, prior: Prior, command: str, parents: Sequence[Path] = ()) -> dict[str, Any]:
+    """Write the model folder: weights averaged afterwards, over the length that is best on held-out maps."""
+    out = run.folder
+    assert out is not None
+    run.snapshot()
+    lengths = CANDIDATES if prior.sigma_rel is None and made.held_out is not None else (prior.sigma_rel or 0.1,)
+    averages = training_state.posthoc(out, run.images, run.step, lengths)
+    own = {key: value.detach().clone() for key, value in run.model.state_dict().items()}
+    losses = {}
+    for length, weights in averages.items():
+        run.model.load_state_dict({**own, **weights})
+        if made.held_out is not None:
+            losses[length] = held_out_loss(run, made.held_out, prior.task)
+    best = min(losses, key=losses.__getitem__) if losses else lengths[0]
+    run.model.load_state_dict({**own, **averages[best]})
+    trained = {
+        "images": run.images,
+        "epochs": round(run.images / len(made.source), 2),
+        "steps": run.step,
+        "minutes": round(run.seconds / 60, 1),
+        "maps": len(made.source),
+        "held_out_maps": 0 if made.held_out is None else len(made.held_out),
+        "data_sha256": made.source.digest,
+        "average_sigma_rel": best,
+        "held_out_loss": {f"{length:g}": round(loss, 6) for length, loss in losses.items()},
+    }
+    save_model(
+        out / MODEL,
+        run.model,
+        made.scaling,
+        made.size,
+        card=_card(made),
+        command=command,
+        trained=trained,
+        statistics={"mean": made.scaling.mean, "std": made.scaling.std},
+        classes=made.classes,
+        settings=run.facts,
+        seed=prior.train.seed,
+        parents=parents,
+        dtype=prior.storage,
+    )
+    run.model.load_state_dict(own)
+    return {"average_sigma_rel": best, "held_out_loss": losses.get(best)}
+
+
+def _card(made: Materials) -> str:
+    by = f"by class ({', '.join(made.classes)})" if made.classes else "without conditions"
+    return (
+        f"# Prior of {made.size[0]} x {made.size[1]} aeration maps\n\n"
+        f"A diffusion model of lung aeration maps (fraction of air, 0-1), {by}. Draw with `lungwave sample`."
+    )
+
+
+def held_out_loss(run: Training, source: MapSource, task: Denoising, count: int = 256) -> float:
+    """Training loss on held-out maps: ``count`` pairs of map and noise level, levels spread as in training."""
+    row = np.arange(count)
+    quantile = (row / GOLDEN) % 1 * 0.998 + 0.001  # any stretch of it is spread evenly
+    sigma = torch.from_numpy(task.p_mean + task.p_std * ndtri(quantile)).exp().float()
+    device, total = run.ranks.device, 0.0
+    run.model.eval()
+    with torch.no_grad():
+        for part in np.array_split(row, -(-count // 64)):
+            clean, cond = source.images(part % len(source), None)
+            noise = Draws(0, part).normal("held out", clean.shape[1:]).to(device)
+            at = sigma[part].to(device)
+            cond = None if cond is None else cond.to(device)
+            error = squared_error(run.model, clean.to(device), noise, at, cond)
+            total += float((task.weights(run.model, at) * error).sum())
+    return total / count
+
+
+def plan_samples(folder: Path, out: Path, count: int, steps: int) -> dict[str, Any]:
+    """What drawing would cost."""
+    model = load_model(folder / MODEL if (folder / MODEL).is_dir() else folder)
+    cost = describe(plain(model.denoiser).config, model.size)
+    calls = 2 * steps - 1
+    return {
+        "samples": count,
+        "size": list(model.size),
+        "parameters": cost["parameters"],
+        "calls_at_most": calls,
+        "gmac": cost["gmac"] * calls * count,
+        "out": str(out),
+    }
+
+
+def sample_prior(
+    folder: Path, out: Path, count: int, *, seed: int = 0, first: int = 0, label: str | None = None,
+    batch: int = 64, device: str = "auto", quiet: bool = False, **how: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Draw maps from a model folder: ``samples.npz`` (fractions 0-1), a PNG each, and ``grid.png``.
+
+    ``how`` goes to ``sample.generate``: sampler, steps, sigma_min, sigma_max.
+    """
+    with joined(device) as ranks:
+        place = ranks.device
+    model = load_model(folder / MODEL if (folder / MODEL).is_dir() else folder, place)
+    names = model.config.get("classes") or []
+    if label is not None and label not in names:
+        raise UsageError(f"class {label} is unknown to {folder}; it knows {', '.join(names) or 'no classes'}")
+    cond = None if label is None else Condition(label=torch.full((count,), names.index(label)))
+    shape = (int(model.config["network"]["in_channels"]), *model.size)
+    clock = time.perf_counter()
+    with Progress(count, "sample", quiet=quiet) as progress:
+        drawn = generate(
+            model.denoiser, shape, count, seed=seed, first=first, batch=batch, cond=cond, device=place,
+            progress=progress.advance, **how,
+        )  # fmt: skip
+    seconds = time.perf_counter() - clock
+    raw = model.scaling.to_data(drawn).numpy()
+    maps = np.clip(raw, 0.0, 1.0).astype(np.float32)
+    numbers = np.arange(first, first + count)
+    save_npz(out / "samples.npz", maps=maps, names=np.array([str(n) for n in numbers]), seed=np.array(seed))
+    for number, values in zip(numbers, maps, strict=True):
+        if values.shape[0] == 1:
+            save_png(out / f"{number:06d}.png", values[0])
+    about = {"sampler": how.get("sampler"), **how, "count": count, "first": first, "label": label}
+    weights = (model.config["weights_sha256"], model.config.get("command"))
+    write_json(out / "manifest.json", manifest(json.dumps(about), seed, model_sha256=weights[0], model=weights[1]))
+    save_grid(maps[:64, 0], out / "grid.png", f"{min(count, 64)} samples, seed {seed}")
+    return {
+        "samples": count,
+        "size": list(maps.shape[1:]),
+        "percent_aeration": float(maps.mean()),
+        "outside_0_1": float(np.mean((raw < -1e-3) | (raw > 1 + 1e-3))),
+        "seconds": seconds,
+        "out": str(out),
+    }
