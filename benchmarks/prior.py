@@ -33,10 +33,10 @@ from lungwave.figures import AERATION, PALETTE, colour_bar, style
 from lungwave.models.checkpoint import WEIGHTS, Model, load_model
 from lungwave.models.noising import Noising
 from lungwave.models.precond import Preconditioned
-from lungwave.objective import squared_error
 from lungwave.progress import Progress
 from lungwave.repro import atomic_path, manifest, sha256, stream, write_json
 from lungwave.sample import SAMPLERS, Counted, generate, respaced
+from lungwave.training.objective import squared_error
 from lungwave.types import LungwaveError, UsageError
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"

@@ -9,9 +9,9 @@ import torch
 from lungwave.data.mapset import read_maps
 from lungwave.models.precond import Preconditioned, Scaling
 from lungwave.models.unet import UNet, UNetConfig, describe, fitting_strides
-from lungwave.objective import Denoising
-from lungwave.train import TrainConfig, Training
-from lungwave.training_data import MapSource
+from lungwave.training.loop import TrainConfig, Training
+from lungwave.training.objective import Denoising
+from lungwave.training.source import MapSource
 
 
 def peak() -> int:

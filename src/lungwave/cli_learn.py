@@ -135,16 +135,16 @@ class Train(Planned):
     def plan(self) -> dict[str, Any]:
         """Network, cost and time, from a few steps."""
         prior, maps = self._prior, self._maps
-        from lungwave import priors
+        from lungwave.prior import build
 
-        return priors.plan_training(maps, prior, self.out, self.device)
+        return build.plan_training(maps, prior, self.out, self.device)
 
     def work(self) -> dict[str, Any]:
         """Train, or go on."""
         prior, maps = self._prior, self._maps
-        from lungwave import priors
+        from lungwave.prior import build
 
-        watch = priors.Watch(
+        watch = build.Watch(
             log_images=self.log_images,
             check_images=self.check_images,
             check_maps=self.check_maps,
@@ -153,7 +153,7 @@ class Train(Planned):
             quiet=self.quiet,
         )
         parents = (self.data,) if self.data.is_file() else ()
-        return priors.train_prior(maps, prior, self.out, self._command, watch, self.device, parents)
+        return build.train_prior(maps, prior, self.out, self._command, watch, self.device, parents)
 
     def _command(self, images: int) -> str:
         return command_of(dataclasses.replace(self, images=images), "train", (str(self.data),))
@@ -179,9 +179,9 @@ class Train(Planned):
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
         from lungwave.data.augment import Augment
         from lungwave.models.unet import UNetConfig
-        from lungwave.objective import Denoising
-        from lungwave.priors import Prior
-        from lungwave.train import TrainConfig
+        from lungwave.prior.build import Prior
+        from lungwave.training.loop import TrainConfig
+        from lungwave.training.objective import Denoising
 
         same = ("images", "minutes", "batch", "microbatch", "lr", "weight_decay", "decay", "decay_images", "clip",
                 "precision", "compile", "seed", "save_minutes", "snapshot_images")  # fmt: skip
@@ -241,17 +241,17 @@ class Sample(Planned):
     def plan(self) -> dict[str, Any]:
         """What would be drawn."""
         self._check()
-        from lungwave import priors
+        from lungwave.prior import build
 
-        return priors.plan_samples(self.model, self.out, self.count, self.steps)
+        return build.plan_samples(self.model, self.out, self.count, self.steps)
 
     def work(self) -> dict[str, Any]:
         """Draw and write."""
         self._check()
-        from lungwave import priors
+        from lungwave.prior import build
 
         same = ("seed", "first", "label", "batch", "device", "quiet", "sampler", "steps", "sigma_min", "sigma_max")
-        return priors.sample_prior(self.model, self.out, self.count, **{name: getattr(self, name) for name in same})
+        return build.sample_prior(self.model, self.out, self.count, **{name: getattr(self, name) for name in same})
 
     def _check(self) -> None:
         output_folder(self.out)

@@ -10,8 +10,8 @@ from lungwave.legacy.data import Images, channels_said, read_images
 from lungwave.legacy.flags import Flags
 from lungwave.legacy.log import Log, log_folder
 from lungwave.legacy.network import Trained
-from lungwave.ranks import joined
 from lungwave.repro import atomic_path, stream
+from lungwave.training.ranks import joined
 from lungwave.types import UsageError
 
 TERMS = ("vb", "mse", "xstart_mse")  # one file each: the mean over images, step by step

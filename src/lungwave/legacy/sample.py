@@ -18,8 +18,8 @@ from lungwave.legacy.flags import Flags
 from lungwave.legacy.log import Log, log_folder
 from lungwave.legacy.network import Trained
 from lungwave.progress import Progress
-from lungwave.ranks import Ranks, joined
 from lungwave.repro import atomic_path, stream
+from lungwave.training.ranks import Ranks, joined
 from lungwave.types import UsageError
 
 GRID_IMAGES, GRID_ASPECT, GAP = 64, 1.6, 2  # most images on a grid, its width over its height, pixels between them

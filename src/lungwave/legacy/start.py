@@ -17,7 +17,7 @@ from lungwave.models.openai import infer, read_state
 from lungwave.models.openai_flags import contradictions
 from lungwave.models.unet import UNet, UNetConfig
 from lungwave.repro import stream
-from lungwave.train import Training, differences
+from lungwave.training.loop import Training, differences
 from lungwave.types import UsageError
 
 # Flags that may differ when a run goes on by itself; the others decide its weights (data_dir through its content).

@@ -23,10 +23,10 @@ from lungwave.models.ema import exponential
 from lungwave.models.gaussian import Gaussian
 from lungwave.models.timesteps import LossSecondMoment, Uniform
 from lungwave.models.unet import Condition
-from lungwave.objective import Task
-from lungwave.ranks import Ranks, joined
-from lungwave.train import Listener, Step, TrainConfig, Training
-from lungwave.training_data import Batch, Draws
+from lungwave.training.loop import Listener, Step, TrainConfig, Training
+from lungwave.training.objective import Task
+from lungwave.training.ranks import Ranks, joined
+from lungwave.training.source import Batch, Draws
 from lungwave.types import UsageError
 
 ENDLESS = 2**40  # steps; the original runs until it is stopped

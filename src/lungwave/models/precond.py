@@ -52,7 +52,7 @@ class Preconditioned(Denoiser):
     """A network under one of the usual parametrisations, in continuous noise level.
 
     ``D = c_skip x + c_out F(c_in x, time)``. In every kind the network's own squared error is ``(D - x0)^2 / c_out^2``,
-    which is the loss that ``lungwave.train`` minimises.
+    which is the loss that ``lungwave.training`` minimises.
     """
 
     def __init__(self, net: nn.Module, kind: Kind = "edm", sigma_data: float = SIGMA_DATA) -> None:

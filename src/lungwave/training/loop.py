@@ -3,7 +3,7 @@
     run = Training(model, source, Denoising(), TrainConfig(images=200_000), folder, listeners=[...])
     finished = run.run()
 
-Whatever happens at random is a pure function of the seed and the number of the image (``training_data``), so that a
+Whatever happens at random is a pure function of the seed and the number of the image (``training.source``), so that a
 training that was killed and started again has the same weights, bit for bit, as one that was not.
 """
 
@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lungwave import training_state
 from lungwave.models.ema import Averages, Keep, power_averages
-from lungwave.objective import Task
-from lungwave.ranks import Ranks
 from lungwave.repro import stream, versions
-from lungwave.training_data import Batch, Draws, Source, rows_of
+from lungwave.training import state
+from lungwave.training.objective import Task
+from lungwave.training.ranks import Ranks
+from lungwave.training.source import Batch, Draws, Source, rows_of
 from lungwave.types import LungwaveError, UsageError
 
 Decay = Literal["inverse-sqrt", "linear", "none"]
@@ -289,17 +289,17 @@ class Training:
         tensors |= {f"average/{name}": value for name, value in self.averages.state().items()}
         tensors |= {f"task/{name}": value for name, value in self.task.state().items()}
         counts = {"step": self.step, "images": self.images, "seconds": self.seconds}
-        training_state.save_state(self.folder, tensors, {**counts, "facts": self.facts, "versions": versions()})
+        state.save_state(self.folder, tensors, {**counts, "facts": self.facts, "versions": versions()})
         self.stored_images = self.images
 
     def resume(self) -> bool:
         """Take the state in the folder, if there is one; UsageError where it is of another training."""
         if self.folder is None:
             return False
-        found = training_state.load_state(self.folder)
+        found = state.load_state(self.folder)
         if found is None:
             if self.ranks.first:
-                training_state.forget_snapshots(self.folder)  # of a training that was killed before its first state
+                state.forget_snapshots(self.folder)  # of a training that was killed before its first state
             return False
         tensors, about = found
         changed = differences(about["facts"], self.facts)
@@ -329,7 +329,7 @@ class Training:
     def snapshot(self) -> None:
         """Store the averaged weights for ``posthoc``, on the first rank."""
         if self.folder is not None and self.ranks.first and self.averages.keeps:
-            training_state.save_snapshot(self.folder, self.images, self.averages.state(), {"step": self.step})
+            state.save_snapshot(self.folder, self.images, self.averages.state(), {"step": self.step})
 
 
 def differences(before: Any, now: Any, path: str = "") -> list[str]:

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lungwave import training_state
-from train.tiny import Curve, command_in, maps, same, start, tiny, train_as_rank, train_in, wait_for_change
+from lungwave.training import state
+from training.tiny import Curve, command_in, maps, same, start, tiny, train_as_rank, train_in, wait_for_change
 
 
 def test_killed_three_times_the_weights_are_the_same(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_killed_three_times_the_weights_are_the_same(tmp_path: Path) -> None:
     moments = np.random.default_rng(int.from_bytes(os.urandom(4), "little"))
     for _ in range(3):
         child = start(train_in, tmp_path, settings)
-        wait_for_change(tmp_path / training_state.STATE, child)
+        wait_for_change(tmp_path / state.STATE, child)
         time.sleep(float(moments.uniform(0.0, 0.04)))
         child.kill()
         child.join()
@@ -39,12 +39,12 @@ def test_sigterm_saves_the_step_and_then_takes_effect(tmp_path: Path) -> None:
     child = start(train_in, tmp_path, {"images": 100_000, "save_minutes": 60.0, "snapshot_images": 8})
     first = tmp_path / "snapshots" / "000000000008.safetensors"
     wait_for_change(first, child)
-    assert not (tmp_path / training_state.STATE).exists()
+    assert not (tmp_path / state.STATE).exists()
     child.terminate()
     child.join(300)
     assert child.exitcode == -signal.SIGTERM
-    images = training_state.load_state(tmp_path)[1]["images"]
-    last = training_state.snapshots(tmp_path)[-1]
+    images = state.load_state(tmp_path)[1]["images"]
+    last = state.snapshots(tmp_path)[-1]
     assert int(last.name.split(".")[0]) == images, "the step in progress was finished and saved, and no other began"
 
 
@@ -52,14 +52,14 @@ def test_the_command_ends_with_143_and_says_how_to_go_on(tmp_path: Path) -> None
     np.savez(tmp_path / "maps.npz", maps=maps(40).maps[:, 0])
     words = "train maps.npz --out prior --channels 8 --mult 1 2 --blocks 1 --heads 2 --batch 8 --save-minutes 0"
     child = start(command_in, tmp_path, [*words.split(), "--images", "100000"])
-    wait_for_change(tmp_path / "prior" / training_state.STATE, child)
+    wait_for_change(tmp_path / "prior" / state.STATE, child)
     child.terminate()
     child.join(300)
     assert child.exitcode == 143
     said = (tmp_path / "stderr.txt").read_text()
     assert said.splitlines()[-1] == "lungwave: error: terminated; rerun the same command to go on"
     assert "Traceback" not in said
-    assert training_state.load_state(tmp_path / "prior")[1]["images"] > 0
+    assert state.load_state(tmp_path / "prior")[1]["images"] > 0
 
 
 @pytest.mark.parametrize("batch", [8, 7], ids=["even shares", "uneven shares"])

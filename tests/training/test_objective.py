@@ -8,9 +8,9 @@ import torch
 
 from lungwave.models.precond import Preconditioned
 from lungwave.models.unet import UNet, UNetConfig
-from lungwave.objective import Denoising
-from lungwave.training_data import Batch, Draws
-from lungwave.training_log import SIGMAS, sigma_losses
+from lungwave.prior.journal import SIGMAS, sigma_losses
+from lungwave.training.objective import Denoising
+from lungwave.training.source import Batch, Draws
 
 
 def small(kind: str = "edm") -> Preconditioned:

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from lungwave.models.precond import Scaling
-from lungwave.prior_figures import grid_shape, save_grid
-from lungwave.training_log import Journal, ProgressLine, SampleGrid, SigmaCurves, TensorBoard, sigma_losses
+from lungwave.prior.journal import Journal, ProgressLine, SampleGrid, SigmaCurves, TensorBoard, sigma_losses
+from lungwave.prior.pictures import grid_shape, save_grid
 from lungwave.types import LungwaveError, UsageError
-from train.test_train import StopAt
-from train.tiny import source, tiny
+from training.test_loop import StopAt
+from training.tiny import source, tiny
 
 
 def lines(folder: Path) -> list[dict]:
@@ -90,7 +90,7 @@ def test_equal_aeration_has_equal_colours_in_every_grid(tmp_path: Path) -> None:
 
 def test_progress_says_where_a_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str],
                                            monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    monkeypatch.setattr("lungwave.training_log.LOG_INTERVAL", 0.0)
+    monkeypatch.setattr("lungwave.prior.journal.LOG_INTERVAL", 0.0)
     assert tiny(tmp_path, images=40).run()
     assert tiny(tmp_path, images=56, listeners=(ProgressLine(),)).run()
     said = capsys.readouterr().err.splitlines()

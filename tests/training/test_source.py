@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from lungwave.data.mapset import NO_LABEL, MapSet
 from lungwave.models.precond import Scaling
-from lungwave.training_data import Draws, MapSource, rows_of
-from train.tiny import maps, source, tiny
+from lungwave.training.source import Draws, MapSource, rows_of
+from training.tiny import maps, source, tiny
 
 
 @given(count=st.integers(1, 40), first=st.integers(0, 200), seed=st.integers(0, 5))

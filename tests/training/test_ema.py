@@ -18,9 +18,9 @@ from lungwave.models.ema import (
     power,
     power_averages,
 )
-from lungwave.training_state import posthoc
+from lungwave.training.state import posthoc
 from lungwave.types import UsageError
-from train.tiny import tiny
+from training.tiny import tiny
 
 
 @pytest.mark.parametrize("sigma_rel", [0.01, 0.05, 0.10, 0.20, 0.28])

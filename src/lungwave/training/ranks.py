@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.distributed as distributed
 from jaxtyping import Int
-from torch import Tensor, distributed
+from torch import Tensor
 
 from lungwave.types import UsageError
 

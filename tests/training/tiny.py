@@ -21,14 +21,14 @@ from lungwave.data.mapset import MapSet
 from lungwave.models.ema import Keep
 from lungwave.models.precond import Preconditioned, Scaling
 from lungwave.models.unet import UNet, UNetConfig
-from lungwave.objective import Denoising, Task
-from lungwave.ranks import Ranks, joined
-from lungwave.train import Listener, Step, TrainConfig, Training
-from lungwave.training_data import MapSource
+from lungwave.training.loop import Listener, Step, TrainConfig, Training
+from lungwave.training.objective import Denoising, Task
+from lungwave.training.ranks import Ranks, joined
+from lungwave.training.source import MapSource
 
 # Children fork from a server that has torch loaded and no threads, so each costs little.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["torch", "lungwave.cli_learn", "lungwave.priors"])
+SERVER.set_forkserver_preload(["torch", "lungwave.cli_learn", "lungwave.prior.build"])
 
 
 def maps(count: int = 24, size: tuple[int, int] = (4, 8), seed: int = 0) -> MapSet:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from lungwave.data.maps import to_bytes
-from train.tiny import maps
+from training.tiny import maps
 
 SMALL = "--channels 8 --mult 1 2 --blocks 1 --heads 2 --batch 8 --warmup 16 --lr 1e-3 --snapshot-images 16 --samples 2"
 

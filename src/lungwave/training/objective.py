@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lungwave.models.unet import Condition
-from lungwave.training_data import Batch
+from lungwave.training.source import Batch
 
 Weight = Literal["edm", "soft-min-snr"]
 

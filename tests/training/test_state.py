@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from lungwave import training_state
-from lungwave.training_state import PREVIOUS, STATE, load_state, read, save_snapshot, save_state
+from lungwave.training import state
+from lungwave.training.state import PREVIOUS, STATE, load_state, read, save_snapshot, save_state
 from lungwave.types import LungwaveError, UsageError
-from train.tiny import same, tiny
+from training.tiny import same, tiny
 
 
 def tensors(value: float) -> dict[str, torch.Tensor]:
@@ -26,7 +26,7 @@ def test_round_trip(tmp_path: Path) -> None:
     save_state(tmp_path, stored, {"images": 7, "facts": {"lr": 1e-3}})
     found, about = load_state(tmp_path)
     assert same(dict(sorted(found.items())), dict(sorted(stored.items())))
-    assert about == {"images": 7, "facts": {"lr": 1e-3}, "format": training_state.FORMAT}
+    assert about == {"images": 7, "facts": {"lr": 1e-3}, "format": state.FORMAT}
     assert load_state(tmp_path / "nowhere") is None
 
 
@@ -40,7 +40,7 @@ def test_wherever_saving_stops_a_whole_state_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: BaseException, links: bool
 ) -> None:
     """Every call that touches the disk fails in turn, before and after it had its effect."""
-    wrapped = ((os, "replace"), (os, "link"), (os, "fsync"), (training_state, "save_file"), (Path, "unlink"))
+    wrapped = ((os, "replace"), (os, "link"), (os, "fsync"), (state, "save_file"), (Path, "unlink"))
     originals = {(owner, name): getattr(owner, name) for owner, name in wrapped}
     for moment in range(40):
         folder = tmp_path / str(moment)
@@ -113,9 +113,9 @@ def test_snapshots_are_small_and_exact_to_half_precision(tmp_path: Path) -> None
     assert found["power-0.050/a"].dtype == torch.float16
     torch.testing.assert_close(found["power-0.050/a"].float(), values["power-0.050/a"], rtol=1e-3, atol=1e-7)
     assert torch.equal(found["power-0.050/huge"], values["power-0.050/huge"])
-    assert training_state.snapshots(tmp_path, 1199) == []
+    assert state.snapshots(tmp_path, 1199) == []
     with pytest.raises(UsageError, match="no snapshot of averaged weights up to 1199 images"):
-        training_state.posthoc(tmp_path, 1199, 3, (0.1,))
+        state.posthoc(tmp_path, 1199, 3, (0.1,))
 
 
 def test_a_full_disk_stops_the_training_and_costs_one_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +125,7 @@ def test_a_full_disk_stops_the_training_and_costs_one_interval(tmp_path: Path, m
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_state, "save_file", full)
+        patch.setattr(state, "save_file", full)
         with pytest.raises(LungwaveError, match=r"cannot write \(No space left on device\); free space"):
             tiny(tmp_path).run()
     assert load_state(tmp_path)[1]["images"] == 16
@@ -139,4 +139,4 @@ def test_a_full_disk_stops_the_training_and_costs_one_interval(tmp_path: Path, m
 def test_a_training_that_starts_anew_forgets_foreign_snapshots(tmp_path: Path) -> None:
     save_snapshot(tmp_path, 17, {"power-0.050/a": torch.zeros(1)}, {"step": 1})
     assert tiny(tmp_path, images=32).run()
-    assert [path.name for path in training_state.snapshots(tmp_path)] == ["000000000032.safetensors"]
+    assert [path.name for path in state.snapshots(tmp_path)] == ["000000000032.safetensors"]

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from scipy.special import ndtri
 
-from lungwave import training_state
 from lungwave.data.augment import LABELS, Augment
 from lungwave.data.maps import save_npz, save_png
 from lungwave.data.mapset import MapSet
@@ -22,15 +21,16 @@ from lungwave.models.checkpoint import load_model, plain, save_model
 from lungwave.models.ema import gamma_of
 from lungwave.models.precond import Kind, Preconditioned, Scaling
 from lungwave.models.unet import Condition, Size, UNet, UNetConfig, describe, fitting_strides
-from lungwave.objective import Denoising, squared_error
-from lungwave.prior_figures import save_grid
+from lungwave.prior.journal import Journal, ProgressLine, SampleGrid, SigmaCurves, TensorBoard
+from lungwave.prior.pictures import save_grid
 from lungwave.progress import Progress
-from lungwave.ranks import Ranks, joined
 from lungwave.repro import manifest, stream, write_json
 from lungwave.sample import generate
-from lungwave.train import Listener, TrainConfig, Training
-from lungwave.training_data import Draws, MapSource
-from lungwave.training_log import Journal, ProgressLine, SampleGrid, SigmaCurves, TensorBoard
+from lungwave.training import state
+from lungwave.training.loop import Listener, TrainConfig, Training
+from lungwave.training.objective import Denoising, squared_error
+from lungwave.training.ranks import Ranks, joined
+from lungwave.training.source import Draws, MapSource
 from lungwave.types import UsageError
 
 MODEL = "model"  # folder of the finished model in that of the training
@@ -209,7 +209,7 @@ def export(run: Training, made: Materials, prior: Prior, command: str, parents: 
     assert out is not None
     run.snapshot()
     lengths = CANDIDATES if prior.sigma_rel is None and made.held_out is not None else (prior.sigma_rel or 0.1,)
-    averages = training_state.posthoc(out, run.images, run.step, lengths)
+    averages = state.posthoc(out, run.images, run.step, lengths)
     own = {key: value.detach().clone() for key, value in run.model.state_dict().items()}
     losses = {}
     for length, weights in averages.items():

@@ -17,13 +17,13 @@ from tqdm import tqdm
 
 from lungwave.models.precond import Preconditioned, Scaling
 from lungwave.models.unet import Condition
-from lungwave.objective import squared_error
-from lungwave.prior_figures import save_grid, save_loss, save_sigma
+from lungwave.prior.pictures import save_grid, save_loss, save_sigma
 from lungwave.progress import LOG_INTERVAL
 from lungwave.repro import atomic_path
 from lungwave.sample import generate
-from lungwave.train import Listener, Step, Training
-from lungwave.training_data import Draws, Source
+from lungwave.training.loop import Listener, Step, Training
+from lungwave.training.objective import squared_error
+from lungwave.training.source import Draws, Source
 from lungwave.types import LungwaveError, UsageError
 
 SIGMAS = tuple(float(f"{s:.4g}") for s in np.geomspace(0.01, 20.0, 12))  # noise levels of a check

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lungwave import training_state
 from lungwave.models.ema import exponential
-from lungwave.objective import Denoising
-from lungwave.train import Listener, Step, TrainConfig, Training, differences
-from lungwave.training_data import Batch
+from lungwave.training import state
+from lungwave.training.loop import Listener, Step, TrainConfig, Training, differences
+from lungwave.training.objective import Denoising
+from lungwave.training.source import Batch
 from lungwave.types import LungwaveError, UsageError
-from train.tiny import Curve, same, tiny
+from training.tiny import Curve, same, tiny
 
 
 def everything(run: Training) -> dict[str, Tensor]:
@@ -53,10 +53,10 @@ def test_a_training_in_pieces_is_the_training_in_one(tmp_path: Path) -> None:
     assert last.run()
     assert last.began == 8 * 8  # the step that failed was not saved
     assert same(everything(last), everything(whole))
-    names = [path.name for path in training_state.snapshots(tmp_path / "whole")]
+    names = [path.name for path in state.snapshots(tmp_path / "whole")]
     assert names == ["000000000032.safetensors", "000000000064.safetensors", "000000000096.safetensors"]
     for name in names:
-        a, b = (training_state.read(tmp_path / run / "snapshots" / name)[0] for run in ("whole", "pieces"))
+        a, b = (state.read(tmp_path / run / "snapshots" / name)[0] for run in ("whole", "pieces"))
         assert same(a, b)
 
 
@@ -72,11 +72,11 @@ def test_more_images_go_on_where_the_first_budget_ended(tmp_path: Path) -> None:
 
 def test_a_finished_training_does_nothing(tmp_path: Path) -> None:
     assert tiny(tmp_path).run()
-    before = (tmp_path / training_state.STATE).stat().st_mtime_ns
+    before = (tmp_path / state.STATE).stat().st_mtime_ns
     again = tiny(tmp_path, listeners=(StopAt(13),))
     assert again.run()
     assert (again.began, again.images) == (96, 96)
-    assert (tmp_path / training_state.STATE).stat().st_mtime_ns == before
+    assert (tmp_path / state.STATE).stat().st_mtime_ns == before
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
@@ -167,7 +167,7 @@ def test_a_loss_that_is_not_finite_halts_and_keeps_the_last_state(tmp_path: Path
     good = tiny(None, images=40)
     assert good.run()
     assert same(dict(run.model.state_dict()), dict(good.model.state_dict()))
-    kept, about = training_state.load_state(tmp_path)
+    kept, about = state.load_state(tmp_path)
     assert about["images"] == 40
     assert same(
         {name: value for name, value in kept.items() if name.startswith("model/")},
@@ -196,10 +196,10 @@ def test_a_gradient_that_is_not_finite_halts_before_any_state() -> None:
 )
 def test_another_training_in_the_folder_is_refused(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
     assert tiny(tmp_path, images=16).run()
-    before = (tmp_path / training_state.STATE).read_bytes()
+    before = (tmp_path / state.STATE).read_bytes()
     with pytest.raises(UsageError, match=f"other settings .*{said}.*another --out"):
         tiny(tmp_path, **settings).run()
-    assert (tmp_path / training_state.STATE).read_bytes() == before
+    assert (tmp_path / state.STATE).read_bytes() == before
 
 
 def test_a_linear_decay_belongs_to_its_images(tmp_path: Path) -> None:
