@@ -34,6 +34,7 @@ from PIL import Image
 
 from lungwave import legacy
 from lungwave.data.mapset import openai_view
+from lungwave.evaluate.statistics import STATISTICS
 from lungwave.figures import AERATION, PALETTE, colour_bar, style
 from lungwave.legacy.files import read_sidecar
 from lungwave.models.checkpoint import WEIGHTS, load_model
@@ -48,6 +49,7 @@ CALLS = 250  # of the old network for a sample; the report took all of its 4000 
 SQUARES, BEFORE, AFTER = 4, 10, 12  # samples shown
 DPI = 200
 WIDTH, COLUMN, LEFT, RIGHT = 8.4, 3.84, 0.26, 4.30  # [inch]; a column has 3 dots a map pixel, the large strip 6
+COMPARED = ("aeration mean", "pixel spread", "lateral 1/e length")
 GAP = 3  # map pixels between strips
 
 
@@ -78,7 +80,10 @@ def old_samples(file: Path, size: tuple[int, int], cache: Path) -> Old:
         with np.load(path, allow_pickle=False) as kept:
             drawn.append(kept["arr_0"])
     steps = int(file.stem.rsplit("_", 1)[-1].removeprefix("model"))
-    return Old(drawn[0], drawn[1], steps * flags["batch_size"] * about.get("processes", 1), flags)
+    for place in ("data_dir", "device", "max_steps"):  # say nothing about the network at this step
+        flags.pop(place, None)
+    images = steps * flags["batch_size"] * about.get("processes", 1)
+    return Old(drawn[0], drawn[1], images, {**flags, "steps": steps})
 
 
 def tower(strips: np.ndarray, empty: float) -> np.ndarray:
@@ -200,6 +205,11 @@ def captions(old: Old, size: tuple[int, int], images: int, calls: int) -> dict[s
     }
 
 
+def figures(maps: np.ndarray) -> dict[str, float]:
+    """Of maps (n, z, x), how much air they hold, how it varies, and how wide it hangs together [pixel]."""
+    return {"number": len(maps), **{name: float(STATISTICS[name].of(maps)) for name in COMPARED}}
+
+
 def main() -> None:
     """Draw, and write the committed files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -225,31 +235,27 @@ def main() -> None:
     said = captions(old, model.size, images, new.calls)
     picture(one, old, lungs, new.maps, said, options.docs / "images" / f"{NAME}.png")
     z, x = model.size
-    colours = old.strips.astype(float) / 255
+    colours = old.strips.astype(np.float32) / 255
     write_json(
         options.docs / "results" / f"{NAME}.json",
         {
             "map": {"name": real.names[options.case], "size": [z, x], "columns_seen": z, "share_seen": z / x},
             "before": {
-                "training_images": old.images,
+                "images_seen": old.images,
                 "calls": CALLS,
                 "flags": old.flags,
-                "weights_sha256": sha256(options.legacy_model),
-                "colour": float(np.ptp(colours, axis=-1).mean()),  # difference between channels; a gray image has 0
+                "channels_differ_by": float(np.ptp(colours, axis=-1).mean()),  # of a gray image 0
+                "strips": figures(colours.mean(-1)),
             },
-            "after": {
-                "training_images": images,
-                "calls": new.calls,
-                "weights_sha256": prior.weights,
-                "percent_air": {"lungs": 100 * float(real.fraction().mean()), "samples": 100 * float(new.maps.mean())},
-            },
+            "after": {"images_seen": images, "calls": new.calls, "strips": figures(new.maps)},
+            "maps": figures(real.fraction()[:, 0]),
             **manifest(
                 json.dumps({"model": model.config}, sort_keys=True),
                 options.seed,
                 [options.model / WEIGHTS, options.legacy_model],
                 command=f"python benchmarks/strip_picture.py {options.model.name} {options.maps.name} "
                 f"--legacy-model {options.legacy_model.name} --case {options.case}",
-                maps=real.digest,
+                maps_sha256=real.digest,
             ),
         },
     )

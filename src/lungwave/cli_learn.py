@@ -214,7 +214,7 @@ class Sample(Planned):
     """Draw new maps from a prior: samples.npz, a PNG each on the fixed 0-100 % scale, and a grid."""
 
     model: Positional[Path]
-    """Folder of a model, or of the training that made it."""
+    """Folder of a model, or of the training that made it, or a shipped prior: prior-tiny, prior-strip."""
     out: Path = Path("lungwave-samples")
     """Folder of the samples."""
     count: int = 64
@@ -241,17 +241,17 @@ class Sample(Planned):
     def plan(self) -> dict[str, Any]:
         """What would be drawn."""
         self._check()
-        from lungwave.prior import build
+        from lungwave.prior import draw
 
-        return build.plan_samples(self.model, self.out, self.count, self.steps)
+        return draw.plan_samples(self.model, self.out, self.count, self.steps)
 
     def work(self) -> dict[str, Any]:
         """Draw and write."""
         self._check()
-        from lungwave.prior import build
+        from lungwave.prior import draw
 
         same = ("seed", "first", "label", "batch", "device", "quiet", "sampler", "steps", "sigma_min", "sigma_max")
-        return build.sample_prior(self.model, self.out, self.count, **{name: getattr(self, name) for name in same})
+        return draw.sample_prior(self.model, self.out, self.count, **{name: getattr(self, name) for name in same})
 
     def _check(self) -> None:
         output_folder(self.out)

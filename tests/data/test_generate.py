@@ -15,8 +15,8 @@ import pytest
 
 from lungwave.config import Config, preset
 from lungwave.data import generate as module
-from lungwave.data.dataset import folder_config, read_shards
-from lungwave.data.generate import generate, plan, shard_path, shards, simulate_case, split
+from lungwave.data.dataset import folder_config, read_shards, split
+from lungwave.data.generate import generate, plan, shard_path, shards, simulate_case
 from lungwave.types import LungwaveError, UsageError
 
 FAST = preset("micro").override({"grid.steps": 300, "seed": 7})

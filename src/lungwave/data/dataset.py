@@ -1,15 +1,19 @@
-"""Generated cases back from their shards, in order, one shard at a time."""
+"""Generated cases back from their shards, in order, one shard at a time; splits by base anatomy."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 from lungwave.acoustics.probe import Recording
 from lungwave.config import Config
 from lungwave.data.hdf5 import read_cases, read_recording
 from lungwave.data.schema import CaseTable
+from lungwave.repro import stream
 from lungwave.types import UsageError
 
 
@@ -38,3 +42,19 @@ def read_shards(folder: Path) -> Iterator[tuple[Recording, CaseTable]]:
         if table is None:
             raise UsageError(f"{path} carries RF without truth; generate it with 'lungwave generate'")
         yield read_recording(path), table
+
+
+def split(base_ids: np.ndarray, fractions: tuple[float, ...], seed: int) -> list[np.ndarray]:
+    """Boolean masks over cases, one per fraction, such that all cases of a base anatomy fall on the same side.
+
+    Raises:
+        UsageError: fractions that do not add up to 1, or fewer bases than parts.
+    """
+    bases = np.unique(base_ids)
+    if not math.isclose(sum(fractions), 1.0, abs_tol=1e-9) or min(fractions) <= 0:
+        raise UsageError(f"split fractions {fractions} must be positive and add up to 1")
+    if len(bases) < len(fractions):
+        raise UsageError(f"{len(bases)} base anatomies cannot be split into {len(fractions)} parts; generate more")
+    order = stream(seed, "split").permutation(bases)
+    edges = np.round(np.cumsum(fractions) * len(bases)).astype(int)
+    return [np.isin(base_ids, part) for part in np.split(order, edges[:-1])]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import multiprocessing
 import os
 import re
@@ -332,19 +331,3 @@ def _work(config: Config, part: range, path: Path, noise: bool) -> None:
     if key not in _SIMULATORS:
         _SIMULATORS[key] = Simulator(config)
     write_shard(config, part, path, noise=noise, simulator=_SIMULATORS[key])
-
-
-def split(base_ids: np.ndarray, fractions: tuple[float, ...], seed: int) -> list[np.ndarray]:
-    """Boolean masks over cases, one per fraction, such that all cases of a base anatomy fall on the same side.
-
-    Raises:
-        UsageError: fractions that do not add up to 1, or fewer bases than parts.
-    """
-    bases = np.unique(base_ids)
-    if not math.isclose(sum(fractions), 1.0, abs_tol=1e-9) or min(fractions) <= 0:
-        raise UsageError(f"split fractions {fractions} must be positive and add up to 1")
-    if len(bases) < len(fractions):
-        raise UsageError(f"{len(bases)} base anatomies cannot be split into {len(fractions)} parts; generate more")
-    order = stream(seed, "split").permutation(bases)
-    edges = np.round(np.cumsum(fractions) * len(bases)).astype(int)
-    return [np.isin(base_ids, part) for part in np.split(order, edges[:-1])]

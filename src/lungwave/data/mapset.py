@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64, Integer, Shaped, UInt8
 
 from lungwave.data import images, reading
+from lungwave.data.dataset import split
 from lungwave.data.foreign import numpy_arrays
 from lungwave.data.images import openai_view as openai_view
 from lungwave.data.maps import SLACK
@@ -70,8 +71,6 @@ class MapSet:
             raise UsageError(f"held-out share {held_out:g} must be at least 0 and below 1")
         if held_out == 0:
             return self, self.subset(np.arange(0))
-        from lungwave.data.generate import split  # here, because it brings the simulator along
-
         kept, held = split(self.groups, (1 - held_out, held_out), seed)
         if not kept.any() or not held.any():
             count = len(np.unique(self.groups))

@@ -19,8 +19,7 @@ from safetensors.numpy import load_file, save
 from lungwave.acoustics.probe import Scan, sequence
 from lungwave.acoustics.receive import add_noise
 from lungwave.config import Config
-from lungwave.data.dataset import folder_config, read_shards, shard_files
-from lungwave.data.generate import split
+from lungwave.data.dataset import folder_config, read_shards, shard_files, split
 from lungwave.data.schema import CaseTable
 from lungwave.phantom.aeration import map_columns
 from lungwave.posterior.echoes import Echoes, EchoReader, channel_features, column_features, global_features
