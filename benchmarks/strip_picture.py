@@ -5,9 +5,9 @@
     OPENAI_LOGDIR=runs/strip_openai lungwave legacy image_train --data_dir datasets/lung_8_256 \
         --openai_crop True --openai_rgb True --image_size 64 --num_channels 32 --num_res_blocks 1 \
         --attention_resolutions 1 --diffusion_steps 1000 --noise_schedule linear --rescale_learned_sigmas False \
-        --rescale_timesteps False --lr 5e-4 --batch_size 8 --ema_rate 0.99 --save_interval 200 --max_steps 1200
+        --rescale_timesteps False --lr 5e-4 --batch_size 8 --ema_rate 0.99 --max_steps 854
     python benchmarks/strip_picture.py MODEL data/maps_strip.npz \
-        --legacy-model runs/strip_openai/ema_0.99_001200.pt
+        --legacy-model runs/strip_openai/ema_0.99_000854.pt
 
 Writes docs/images/strip_before_after.png and docs/results/strip_before_after.json. The report's network has 256 x 256
 pixels; 64 x 64 is what a small machine can train. The stock loader then enlarges 8 times, not 32, and cuts out the same
@@ -198,10 +198,10 @@ def captions(old: Old, size: tuple[int, int], images: int, calls: int) -> dict[s
         "map": f"One lung map, {z} x {x} pixels: the first {z * PIXEL:g} mm below the pleura",
         "seen": f"All that the network sees:\n{z} of {x} columns, {VIEW // z}x larger",
         "squares": f"Trained on such squares,\nit draws these ({side} x {side})",
-        "old": f"... and these strips of {z} x {x}. Trained here, {side} x {side} ({side // z}x larger):\n"
+        "old": f"... and these strips. Our own training, {side} x {side} ({side // z}x larger):\n"
         f"{old.images:,} images seen, {CALLS} network calls each",
         "lungs": f"Lungs of the simulator, {z} x {x}",
-        "new": f"Drawn by its network: {images:,} images seen, {calls} network calls each",
+        "new": f"Drawn by its network: {images:,} images seen, {calls} calls each",
     }
 
 

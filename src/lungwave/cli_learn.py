@@ -15,6 +15,7 @@ from lungwave.types import UsageError
 # Options that do not decide the weights.
 UNSAID = ("data", "out", "json", "quiet", "dry_run", "tensorboard", "minutes", "save_minutes", "device", "log_images",
           "check_images", "check_maps", "samples")  # fmt: skip
+MOST_SAMPLES = 1024  # of a grid that anybody can look at
 
 
 def command_of(verb: Options, name: str, words: tuple[str, ...], unsaid: tuple[str, ...] = UNSAID) -> str:
@@ -177,6 +178,8 @@ class Train(Planned):
         for name in ("log_images", "check_images", "check_maps"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
+        if not 0 <= self.samples <= MOST_SAMPLES:
+            raise UsageError(f"--samples {self.samples} must lie between 0 and {MOST_SAMPLES}")
         from lungwave.data.augment import Augment
         from lungwave.models.unet import UNetConfig
         from lungwave.prior.build import Prior
@@ -214,7 +217,7 @@ class Sample(Planned):
     """Draw new maps from a prior: samples.npz, a PNG each on the fixed 0-100 % scale, and a grid."""
 
     model: Positional[Path]
-    """Folder of a model, or of the training that made it, or a shipped prior: prior-tiny, prior-strip."""
+    """Folder of a model, or of the training that made it, or the name of a shipped prior."""
     out: Path = Path("lungwave-samples")
     """Folder of the samples."""
     count: int = 64

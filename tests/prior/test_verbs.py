@@ -90,7 +90,7 @@ def test_the_command_in_the_card_makes_the_model_again(command: Callable[..., di
         ("train maps.npz --check-images 0", "--check-images 0 must be at least 1"),
         ("train maps.npz --augment 2", "augmentation probability 2 must lie"),
         ("train maps.npz --device cuda", "torch finds none; use --device cpu"),
-        ("sample nowhere", "nowhere does not exist"),
+        ("sample nowhere", "nowhere: no such folder"),
         ("sample . --count 0", "--count 0 must be at least 1"),
     ],
 )

@@ -222,7 +222,7 @@ def test_settings_of_a_later_version_are_no_difference() -> None:
     [
         ({"batch": 0}, "batch 0 must be greater than 0"),
         ({"images": -1}, "images -1 must be"),
-        ({"lr": float("nan")}, "lr nan must be"),
+        ({"lr": float("nan")}, "lr nan is no finite number"),
         ({"microbatch": -1}, "microbatch -1 must be at least 0"),
         ({"minutes": 0.0}, "minutes 0 must be"),
         ({"batch": 25}, "batch 25 is larger than the set of 24 images"),

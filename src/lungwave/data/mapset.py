@@ -71,6 +71,11 @@ class MapSet:
             raise UsageError(f"held-out share {held_out:g} must be at least 0 and below 1")
         if held_out == 0:
             return self, self.subset(np.arange(0))
+        if len(np.unique(self.groups)) < 2:
+            raise UsageError(
+                f"{len(self)} map(s) of one group (the same anatomy, or copies) cannot be split; give more maps, or "
+                "hold none out with --held-out 0"
+            )
         kept, held = split(self.groups, (1 - held_out, held_out), seed)
         if not kept.any() or not held.any():
             count = len(np.unique(self.groups))

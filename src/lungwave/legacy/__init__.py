@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -27,7 +28,8 @@ def main(words: Sequence[str]) -> int:
         known.parser(command).print_help()
         return 0
     flags = known.parse(command, rest)
-    with out_of_memory(flags):
+    with out_of_memory(flags), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected pickle protocol")  # such a file is refused in words of our own
         run(command, flags)
     return 0
 

@@ -38,7 +38,8 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         try:
             torch.save(dict(state), temporary)
         except RuntimeError as error:  # what its zip writer makes of a full disk
-            raise OSError(f"{error}".splitlines()[0]) from error
+            said = str(error).splitlines()[0]
+            raise OSError("the disk took only part of it" if "unexpected pos" in said else said) from error
 
 
 def resume_from(named: str) -> Resume:

@@ -129,6 +129,7 @@ LEAST = {  # smallest number that makes sense
     **dict.fromkeys(("diffusion_steps", "batch_size", "log_interval", "save_interval", "num_samples"), 1),
     **dict.fromkeys(("lr", "weight_decay", "lr_anneal_steps", "max_steps", "dropout", "fp16_scale_growth", "seed"), 0),
 }
+MOST = {"diffusion_steps": 100_000, "num_channels": 8192, "num_res_blocks": 64}  # more is a slip of the finger
 TRUTH = {
     **dict.fromkeys(("yes", "true", "t", "y", "1"), True),
     **dict.fromkeys(("no", "false", "f", "n", "0"), False),
@@ -198,6 +199,8 @@ def parse(command: str, words: Sequence[str]) -> Flags:
             raise UsageError(f"{command}: --{name} {value}: give {' or '.join(CHOICES[name])}")
         if name in LEAST and not value >= LEAST[name]:
             raise UsageError(f"{command}: --{name} {value}: give at least {LEAST[name]}")
+        if name in MOST and value > MOST[name]:
+            raise UsageError(f"{command}: --{name} {value}: give at most {MOST[name]}")
     if "dropout" in known and flags.dropout >= 1:
         raise UsageError(f"{command}: --dropout {flags.dropout}: give a share below 1")
     return flags

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from lungwave.training.loop import Listener, Step, TrainConfig, Training
 from lungwave.training.objective import Task
 from lungwave.training.ranks import Ranks, joined
 from lungwave.training.source import Batch, Draws
+from lungwave.training.state import alone
 from lungwave.types import UsageError
 
 ENDLESS = 2**40  # steps; the original runs until it is stopped
@@ -225,9 +227,10 @@ def train(flags: Flags) -> None:
             return
         if last == ENDLESS:
             log.say("training until stopped: Ctrl-C or SIGTERM saves first; --max_steps N would end it")
-        if ranks.first:
-            files.write_sidecar(folder, about)
-        run.run()
+        with alone(folder) if ranks.first else nullcontext():
+            if ranks.first:
+                files.write_sidecar(folder, about)
+            run.run()
 
 
 def last_step(flags: Flags, behind: int) -> int:

@@ -11,7 +11,6 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lungwave.models.checkpoint import empty_network, fill, multiplier, not_finite
-from lungwave.models.openai_flags import contradictions, network, parse_flags, process, settings
+from lungwave.models.openai_flags import Inferred, contradictions, network, parse_flags, process, settings
 from lungwave.models.precond import Discrete, Scaling
 from lungwave.models.unet import UNet, UNetConfig
 from lungwave.types import UsageError
@@ -30,37 +29,6 @@ PREFIXES = ("model.", "module.", "_orig_mod.", "ema.")  # that descendants and w
 NEEDED = ("time_embed.0.weight", "input_blocks.0.0.weight", "out.2.weight", "middle_block.0.in_layers.2.weight")
 SCALING = Scaling(0.5, 0.25)  # maps 0-1 become [-1, 1], the range of these networks
 EARLY = 0.01  # share of the random start from which an average is not worth sampling
-
-
-@dataclass(frozen=True)
-class Inferred:
-    """What names and shapes say about the network."""
-
-    channels: int
-    channel_mult: tuple[float, ...]
-    blocks: int
-    attention: tuple[int, ...]  # levels, 0 = finest
-    scale_shift: bool
-    classes: int  # 0 = unconditional
-    in_channels: int  # of the first convolution
-    out_channels: int  # of the last one
-    resblock_updown: bool
-    conv_resample: bool
-
-    @property
-    def learn_sigma(self) -> bool | None:
-        """Whether the variance is learned; None where the file does not say."""
-        return None if self.ambiguous else self.out_channels == 2 * self.in_channels
-
-    @property
-    def super_resolution(self) -> bool | None:
-        """Whether half of the input is an upsampled map; None where the file does not say."""
-        return None if self.ambiguous else self.in_channels == 2 * self.out_channels
-
-    @property
-    def ambiguous(self) -> bool:
-        """As many outputs as inputs, an even number: a plain net, or super-resolution with learned variance."""
-        return self.in_channels == self.out_channels and self.in_channels % 2 == 0
 
 
 def load_openai(path: str | Path, flags: Mapping[str, Any] | None = None) -> tuple[UNet, UNetConfig, dict[str, Any]]:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from lungwave.models.gaussian import Gaussian
 from lungwave.models.unet import Size, UNetConfig
 from lungwave.types import UsageError
-
-if TYPE_CHECKING:
-    from lungwave.models.openai import Inferred
 
 # Levels that the original builds for a square image of this size, unless channel_mult says otherwise.
 MULTIPLIERS: dict[int, tuple[float, ...]] = {
@@ -56,6 +54,37 @@ ASSUMED: dict[str, Any] = {
     "strides": "",
 }
 WORDS = {**dict.fromkeys(("true", "yes", "t", "y", "1"), True), **dict.fromkeys(("false", "no", "f", "n", "0"), False)}
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """What names and shapes say about the network."""
+
+    channels: int
+    channel_mult: tuple[float, ...]
+    blocks: int
+    attention: tuple[int, ...]  # levels, 0 = finest
+    scale_shift: bool
+    classes: int  # 0 = unconditional
+    in_channels: int  # of the first convolution
+    out_channels: int  # of the last one
+    resblock_updown: bool
+    conv_resample: bool
+
+    @property
+    def learn_sigma(self) -> bool | None:
+        """Whether the variance is learned; None where the file does not say."""
+        return None if self.ambiguous else self.out_channels == 2 * self.in_channels
+
+    @property
+    def super_resolution(self) -> bool | None:
+        """Whether half of the input is an upsampled map; None where the file does not say."""
+        return None if self.ambiguous else self.in_channels == 2 * self.out_channels
+
+    @property
+    def ambiguous(self) -> bool:
+        """As many outputs as inputs, an even number: a plain net, or super-resolution with learned variance."""
+        return self.in_channels == self.out_channels and self.in_channels % 2 == 0
 
 
 def parse_flags(flags: Mapping[str, Any]) -> dict[str, Any]:

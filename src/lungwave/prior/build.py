@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ MODEL = "model"  # folder of the finished model in that of the training
 CANDIDATES = (0.03, 0.05, 0.07, 0.10, 0.15, 0.20)  # lengths of the weight average that are compared at the end
 GOLDEN = (1 + math.sqrt(5)) / 2
 MOST_ATTENTION = 256  # [pixel] self-attention lands where a level has no more
+GROUPS = 32  # of the group normalisation, at most
+WIDEST, DEEPEST = 8192, 64  # channels, blocks a level; more is a slip of the finger
 PROBE_STEPS = 3  # that --dry-run times
 
 
@@ -84,6 +87,8 @@ def materials(maps: MapSet, prior: Prior) -> Materials:
     """Split the maps, measure their scale on the training side, fit the network to their size."""
     if prior.classes and not maps.classes:
         raise UsageError("--classes was asked for, but the maps state no classes; name images like CLASS_NUMBER.png")
+    if maps.size == (1, 1):
+        raise UsageError("maps of 1 x 1 pixel have no shape to learn; give maps of two pixels or more")
     kept, held = maps.split(prior.held_out, prior.train.seed)
     mean, std = kept.statistics()
     scaling = Scaling(mean, std)
@@ -96,8 +101,10 @@ def materials(maps: MapSet, prior: Prior) -> Materials:
 
 def network_of(maps: MapSet, prior: Prior) -> UNetConfig:
     """The network for maps of this size: strides that halve the long axis first, attention at the coarse levels."""
+    _check_network(prior.network)
     levels = len(prior.network.channel_mult)
     strides = prior.network.strides or fitting_strides(maps.size, levels, prior.network.patch)
+    _check_coarsest(maps.size, prior.network, strides)
     network = replace(
         prior.network,
         in_channels=maps.channels,
@@ -116,6 +123,35 @@ def network_of(maps: MapSet, prior: Prior) -> UNetConfig:
         if level < levels - 1:
             high, wide = high // network.step(level)[0], wide // network.step(level)[1]
     return replace(network, attention=tuple(places))
+
+
+def _check_network(network: UNetConfig) -> None:
+    """UsageError for numbers that make no network, or one that no machine holds."""
+    if not 1 <= network.channels <= WIDEST:
+        raise UsageError(f"--channels {network.channels} must lie between 1 and {WIDEST}")
+    for factor in network.channel_mult:
+        if not 1 <= network.channels * factor <= WIDEST:
+            raise UsageError(
+                f"--mult {factor:g} of {network.channels} channels must make 1 to {WIDEST} channels; choose another"
+            )
+    if not 1 <= network.blocks <= DEEPEST:
+        raise UsageError(f"--blocks {network.blocks} must lie between 1 and {DEEPEST}")
+    if not 0 <= network.dropout < 1:
+        raise UsageError(f"--dropout {network.dropout:g} must be at least 0 and below 1")
+    if network.heads < 1:
+        raise UsageError(f"--heads {network.heads} must be at least 1")
+    if min(network.patch) < 1:
+        raise UsageError(f"--patch {network.patch[0]} {network.patch[1]} must be at least 1 1")
+
+
+def _check_coarsest(size: Size, network: UNetConfig, strides: tuple[Size, ...]) -> None:
+    """UsageError where the coarsest level has one pixel and groups of one channel: normalising makes it zero."""
+    down = [math.prod(step[axis] for step in (network.patch, *strides)) for axis in (0, 1)]
+    if size[0] // down[0] * (size[1] // down[1]) == 1 and network.channels * network.channel_mult[-1] <= GROUPS:
+        raise UsageError(
+            f"the coarsest of {len(network.channel_mult)} levels of {size[0]} x {size[1]} maps is a single pixel of "
+            f"{network.channels * network.channel_mult[-1]:g} channels; give fewer levels (--mult) or a smaller --patch"
+        )
 
 
 def training(
@@ -191,12 +227,13 @@ def train_prior(
         if watch.tensorboard:
             listeners.append(TensorBoard(out))
         run = training(made, prior, out, ranks, tuple(listeners))
-        if not run.run() or not ranks.first:
-            return {}
-        about = {"model": str(out / MODEL), "images": run.images, "minutes": run.seconds / 60}
-        if run.began == run.images and prior.sigma_rel is None and (out / MODEL / "config.json").exists():
-            return {"already_finished": True, **about}
-        return {**about, **export(run, made, prior, command(run.images), parents)}
+        with state.alone(out) if ranks.first else nullcontext():
+            if not run.run() or not ranks.first:
+                return {}
+            about = {"model": str(out / MODEL), "images": run.images, "minutes": run.seconds / 60}
+            if run.began == run.images and prior.sigma_rel is None and (out / MODEL / "config.json").exists():
+                return {"already_finished": True, **about}
+            return {**about, **export(run, made, prior, command(run.images), parents)}
 
 
 def export(run: Training, made: Materials, prior: Prior, command: str, parents: Sequence[Path] = ()) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from lungwave.training.ranks import joined
 from lungwave.types import UsageError
 
 SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "models"
+MOST_BYTES = 2**33  # of samples in float64
 PREFIX = "prior-"  # of the shipped folders that hold a prior
 
 
@@ -32,7 +34,7 @@ def model_folder(name: Path) -> Path:
     if not name.exists() and (SHIPPED / name.name).is_dir() and name.name.startswith(PREFIX):
         return SHIPPED / name.name
     if not name.exists():
-        known = ", ".join(sorted(path.name for path in SHIPPED.glob(f"{PREFIX}*")))
+        known = ", ".join(sorted(path.name for path in SHIPPED.glob(f"{PREFIX}*"))) or "none in this copy"
         raise UsageError(f"{name}: no such folder; give the folder of a model, or a shipped one: {known}")
     return name
 
@@ -66,8 +68,13 @@ def sample_prior(
     names = model.config.get("classes") or []
     if label is not None and label not in names:
         raise UsageError(f"class {label} is unknown to {folder}; it knows {', '.join(names) or 'no classes'}")
-    cond = None if label is None else Condition(label=torch.full((count,), names.index(label)))
     shape = (int(model.config["network"]["in_channels"]), *model.size)
+    if 8 * count * math.prod(shape) > MOST_BYTES:
+        raise UsageError(
+            f"--count {count} of {shape[1]} x {shape[2]} maps takes more than {MOST_BYTES // 2**30} GiB; draw fewer, "
+            "and the others with --first"
+        )
+    cond = None if label is None else Condition(label=torch.full((count,), names.index(label)))
     clock = time.perf_counter()
     with Progress(count, "sample", quiet=quiet) as progress:
         drawn = generate(

@@ -60,6 +60,9 @@ class TrainConfig:
     snapshot_images: int = 20_000  # between snapshots of the averaged weights; 0 = none
 
     def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"{name} {value} is no finite number; give one, or leave the option out")
         positive = {"images": self.images, "batch": self.batch, "lr": self.lr, "decay_images": self.decay_images}
         for name, value in positive.items():
             if not value > 0:

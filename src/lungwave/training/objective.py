@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from lungwave.models.unet import Condition
 from lungwave.training.source import Batch
+from lungwave.types import UsageError
 
 Weight = Literal["edm", "soft-min-snr"]
+FARTHEST = 20.0  # |ln sigma|; its square and fourth power still fit float32
 
 
 class Task(ABC):
@@ -65,6 +67,16 @@ class Denoising(Task):
     p_mean: float = -1.2  # mean of ln sigma
     p_std: float = 1.2  # standard deviation of ln sigma
     weight: Weight = "edm"
+
+    def __post_init__(self) -> None:
+        if not self.p_std > 0:
+            raise UsageError(f"p_std {self.p_std:g} must be greater than 0")
+        far = abs(self.p_mean) + 6 * self.p_std  # no training image of 10^8 lies farther out
+        if not far <= FARTHEST:
+            raise UsageError(
+                f"p_mean {self.p_mean:g} with p_std {self.p_std:g} gives noise levels that float32 cannot hold; keep "
+                f"|p_mean| + 6 p_std at {FARTHEST:g} or less"
+            )
 
     def facts(self) -> dict[str, Any]:
         """The settings."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,42 @@ from lungwave.types import LungwaveError, UsageError
 
 FORMAT = "lungwave-training-1"
 STATE, PREVIOUS, SNAPSHOTS = "state.safetensors", "state.previous.safetensors", "snapshots"
+LEFT = r"\..+\.(safetensors|jsonl?|png|md|pt)\.[a-z0-9_]{8}\.part"  # names that ``repro.atomic_path`` makes
 LARGEST_HALF = 65504.0
 
 Facts = dict[str, Any]
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` for this process: two trainings in one folder would overwrite each other's files.
+
+    The system lets go of it however the process ends, and no file is left. UsageError where another process holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise LungwaveError(f"{folder}: cannot write ({error.strerror}); choose another folder") from error
+    try:
+        with suppress(ImportError):  # a system without such locks
+            import fcntl
+
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(
+                    f"{folder} is in use by another training; stop that one first, or choose another folder"
+                ) from None
+            except OSError:  # a network file system without locks
+                pass
+        for part in (folder, folder / SNAPSHOTS, folder / "samples", folder / "model"):
+            for path in part.glob(".*.part"):  # what a killed process was writing
+                if re.fullmatch(LEFT, path.name):
+                    path.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(handle)
 
 
 def save_state(folder: Path, tensors: Mapping[str, Tensor], facts: Facts) -> None:
