@@ -30,6 +30,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "reconstruct": ("cli_verbs.Reconstruct", "RF file -> B-mode, aeration map, percent aeration with interval"),
     "report": ("cli_verbs.Report", "several RF files -> one report"),
     "legacy": ("legacy", "the commands of improved-diffusion with their own flags: image_train, image_sample ..."),
+    "model info": ("cli_models.ModelInfo", "what a model holds: network, cost, and what its file does not say"),
+    "model import": ("cli_models.ModelImport", "OpenAI's .pt or a diffusers folder -> a model that `sample` runs"),
+    "model export": ("cli_models.ModelExport", "model -> diffusers folder, or .pt with OpenAI's names"),
     "data info": ("cli_verbs.DataInfo", "what an RF file holds"),
     "data validate": ("cli_verbs.DataValidate", "check an RF file against the format"),
     "data convert": ("cli_verbs.DataConvert", "other formats -> RF file or map images"),
@@ -104,8 +107,15 @@ def _dispatch(arguments: list[str]) -> int:
     from lungwave.cli_options import run
 
     module, verb = VERBS[name][0].split(".")
-    run(f"lungwave {name}", getattr(importlib.import_module(f"lungwave.{module}"), verb), arguments[words:])
+    run(f"lungwave {name}", getattr(importlib.import_module(f"lungwave.{module}"), verb), _joined(arguments[words:]))
     return 0
+
+
+def _joined(words: list[str]) -> list[str]:
+    """``--flags "--a 1"`` as one word, or the parser would take its value for an option."""
+    starts = [n for n, word in enumerate(words[:-1]) if word == "--flags" and " " in words[n + 1]]
+    pairs = {n: f"--flags={words[n + 1]}" for n in starts}
+    return [pairs.get(n, word) for n, word in enumerate(words) if n - 1 not in pairs]
 
 
 def help_text(names: Sequence[str] = tuple(VERBS)) -> str:

@@ -38,7 +38,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("lungwave.runs",),
     ("lungwave.legacy",),
     ("lungwave.viewer",),
-    ("lungwave.cli", "lungwave.cli_options", "lungwave.cli_verbs", "lungwave.cli_learn", "lungwave.__main__"),
+    (
+        "lungwave.cli",
+        "lungwave.cli_options",
+        "lungwave.cli_verbs",
+        "lungwave.cli_learn",
+        "lungwave.cli_models",
+        "lungwave.__main__",
+    ),
 )
 # Each engine is imported in exactly one file.
 ENGINES = {
