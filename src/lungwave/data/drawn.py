@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -142,7 +139,7 @@ def write_maps(
     paths = {part: parts / f"{key}_{part.start:06d}-{part.stop - 1:06d}.npz" for part in todo}
     left = [part for part in todo if not paths[part].exists()]
     with Progress(len(cases), "maps", done=len(cases) - sum(map(len, left)), quiet=quiet) as progress:
-        for part, arrays in _in_parallel(_draw_part, config, view, left, min(workers, max(len(left), 1))):
+        for part, arrays in _drawn(config, view, left, min(workers, max(len(left), 1))):
             files.save_npz(paths[part], **arrays)
             progress.advance(len(part))
     arrays = _join([paths[part] for part in todo])
@@ -269,39 +266,12 @@ def _write_one(folder: Path, name: str, values: Float[np.ndarray, "z x"], view: 
     return path
 
 
-def _in_parallel(
-    work: Callable[[Config, View, range], Arrays],
-    config: Config,
-    view: View,
-    parts: Sequence[range],
-    workers: int,
-) -> Iterator[tuple[range, Arrays]]:
+def _drawn(config: Config, view: View, parts: Sequence[range], workers: int) -> Iterator[tuple[range, Arrays]]:
     """Every part with its arrays, as they are finished; one worker stays in this process."""
     if workers == 1:
         for part in parts:
-            yield part, work(config, view, part)
+            yield part, _draw_part(config, view, part)
         return
-    from lungwave.data.generate import _deaf_to_interrupts, _raise_of, _start_worker
+    from lungwave.data.workers import in_parallel  # here, because it brings torch along
 
-    context = multiprocessing.get_context("spawn")
-    theirs, ours = context.Pipe(duplex=False)  # workers end when our end closes, see generate
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (theirs,))
-    finished: SimpleQueue[Future[Any]] = SimpleQueue()
-    try:
-        of: dict[Future[Any], range] = {}
-        with _deaf_to_interrupts():
-            for part in parts:
-                future = pool.submit(work, config, view, part)
-                of[future] = part
-                future.add_done_callback(finished.put)
-        for _ in parts:
-            done = finished.get()
-            _raise_of(done, of[done])
-            yield of[done], done.result()
-    except (KeyboardInterrupt, GeneratorExit):
-        ours.close()  # at once; what they were drawing is lost
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        ours.close()
-        theirs.close()
+    yield from in_parallel(_draw_part, {part: (config, view, part) for part in parts}, workers)

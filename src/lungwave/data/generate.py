@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import re
-import signal
-import threading
 import time
-import traceback
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -30,11 +21,12 @@ from lungwave.acoustics.receive import add_noise, drop_elements
 from lungwave.config import Config
 from lungwave.data.hdf5 import write_recording
 from lungwave.data.schema import CaseTable
+from lungwave.data.workers import in_parallel
 from lungwave.phantom.aeration import Truth, truth, truth_spacing
 from lungwave.phantom.anatomy import Anatomy, draw, rasterise
 from lungwave.progress import Progress
 from lungwave.repro import manifest, provenance, sha256, stream, write_json
-from lungwave.types import Channels, LungwaveError, UsageError
+from lungwave.types import Channels, UsageError
 
 PROBED_UPDATES = 6e7  # [cell] of the longer record that ``plan`` times
 NAME = re.compile(r"cases_(\d{6,})-(\d{6,})\.h5")
@@ -249,44 +241,14 @@ def _run(simulator: Simulator, todo: list[range], out: Path, workers: int, noise
             write_shard(config, part, shard_path(out, part), noise=noise, simulator=simulator)
             yield part
         return
-    context = multiprocessing.get_context("spawn")
-    theirs, ours = context.Pipe(duplex=False)  # workers end when our end closes, as it does if this process is killed
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (theirs,))
-    # Not concurrent.futures.wait: an interrupt while it locks futures one by one leaves shutdown waiting for ever.
-    finished: SimpleQueue[Future[None]] = SimpleQueue()
+    jobs = {part: (config, part, shard_path(out, part), noise) for part in todo}
     try:
-        parts: dict[Future[None], range] = {}
-        with _deaf_to_interrupts():  # a worker that is told so only when it runs could still say a traceback before
-            for part in todo:
-                future = pool.submit(_work, config, part, shard_path(out, part), noise)
-                parts[future] = part
-                future.add_done_callback(finished.put)
-        for _ in todo:
-            future = finished.get()
-            _raise_of(future, parts[future])
-            yield parts[future]
-    except (KeyboardInterrupt, GeneratorExit):  # a failed shard, by contrast, lets the others finish theirs
-        ours.close()
-        pool.shutdown(wait=True)
+        with closing(in_parallel(_work, jobs, workers)) as finished:
+            for part, _ in finished:
+                yield part
+    except (KeyboardInterrupt, GeneratorExit):
         _sweep(todo, out)
         raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        ours.close()
-        theirs.close()
-
-
-@contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Processes started inside never hear Ctrl-C, which reaches all of a terminal; this one hears it afterwards."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _sweep(parts: list[range], out: Path) -> None:
@@ -294,33 +256,6 @@ def _sweep(parts: list[range], out: Path) -> None:
     for part in parts:
         for stale in out.glob(f".{shard_path(out, part).name}.*.part"):
             stale.unlink(missing_ok=True)
-
-
-def _raise_of(future: Future[None], part: range) -> None:
-    error = future.exception()
-    if isinstance(error, BrokenProcessPool):
-        raise LungwaveError(
-            f"a worker died at cases {part.start}:{part.stop} (killed, or out of memory); "
-            "rerun the same command to go on, with fewer --workers if memory was short"
-        ) from error
-    if isinstance(error, LungwaveError):
-        raise error
-    if error is not None:
-        where = traceback.extract_tb(error.__traceback__)[-1:] or ""
-        raise LungwaveError(
-            f"cases {part.start}:{part.stop} failed: {type(error).__name__}: {error} {where}".rstrip()
-        ) from error
-
-
-def _start_worker(parent: Connection) -> None:
-    torch.set_num_threads(1)  # one case per core; threads inside a case would only wait for each other
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where they cannot be started deaf
-
-    def end() -> None:
-        wait([parent])
-        os._exit(1)
-
-    threading.Thread(target=end, daemon=True).start()
 
 
 _SIMULATORS: dict[str, Simulator] = {}

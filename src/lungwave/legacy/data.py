@@ -12,9 +12,8 @@ from torch import Tensor
 
 from lungwave.data.mapset import MapSet, read_maps
 from lungwave.legacy.flags import Flags
+from lungwave.models.unet import Size
 from lungwave.types import UsageError
-
-Size = tuple[int, int]
 
 
 @dataclass(frozen=True)

@@ -123,10 +123,5 @@ def restore(run: Training, start: Start, behind: tuple[int, int], log: Log) -> N
             f"{path}: does not fit the network (the original's fp16 runs store it in another form); move it away to "
             "start the optimiser anew"
         )
-    whole = run.optimizer.state_dict()
-    for index, parameter in enumerate(parameters):  # in the memory layout of the parameter, as AdamW makes them
-        whole["state"][index] = {
-            key: torch.empty_like(parameter).copy_(value) if value.ndim else value for key, value in kept[index].items()
-        }
-    run.optimizer.load_state_dict(whole)
+    run.restore_optimizer(kept)
     run.task.restore(start.optimiser.get("lungwave", {}).get("task", {}))
