@@ -32,7 +32,6 @@ from lungwave.evaluate.memorisation import SHIFT, memorisation
 from lungwave.figures import AERATION, PALETTE, colour_bar, style
 from lungwave.models.checkpoint import WEIGHTS, Model, load_model
 from lungwave.models.noising import Noising
-from lungwave.models.precond import Preconditioned
 from lungwave.progress import Progress
 from lungwave.repro import atomic_path, manifest, sha256, stream, write_json
 from lungwave.sample import SAMPLERS, Counted, generate, respaced
@@ -182,7 +181,6 @@ def loss_gap(model: Model, train: np.ndarray, held_out: np.ndarray, device: str,
 
     The ratio does not depend on the loss's weight. Its error is that of two independent means over maps.
     """
-    weights = model.denoiser.coefficients if isinstance(model.denoiser, Preconditioned) else None
     rows = []
     for level, sigma in enumerate(SIGMAS):
         errors = []
@@ -197,7 +195,7 @@ def loss_gap(model: Model, train: np.ndarray, held_out: np.ndarray, device: str,
             errors.append(torch.cat(parts).double().numpy())
         seen, unseen = (max(float(e.mean()), 1e-30) for e in errors)  # a perfect copier makes no error at all
         relative = [e.std(ddof=1) / np.sqrt(len(e)) / mean for e, mean in zip(errors, (seen, unseen), strict=True)]
-        scale = 1.0 if weights is None else float(weights(torch.tensor([sigma]))[1]) ** -2
+        scale = float(model.denoiser.error_scale(torch.tensor([sigma], device=device))) ** -2
         rows.append(
             {
                 "sigma": sigma,

@@ -78,8 +78,8 @@ class Train(Planned):
     """Heads of the attention."""
     dropout: float = 0.1
     """Share of activations dropped while training."""
-    kind: Literal["edm", "eps", "x0", "v", "flow"] = "edm"
-    """What the network predicts."""
+    kind: Literal["wiener", "edm", "eps", "x0", "v", "flow"] = "wiener"
+    """What the network predicts; wiener: what is left of the map after the best linear filter of its spectrum."""
     p_mean: float = -1.2
     """Mean of ln sigma of the training noise."""
     p_std: float = 1.2

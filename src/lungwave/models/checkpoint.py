@@ -23,12 +23,14 @@ from lungwave.models.gaussian import Gaussian
 from lungwave.models.noising import Noising
 from lungwave.models.precond import Denoiser, Discrete, Kind, Preconditioned, Scaling
 from lungwave.models.unet import Size, UNet, UNetConfig, check_size
+from lungwave.models.wiener import Wiener
 from lungwave.repro import atomic_path, manifest, sha256, write_json
 from lungwave.types import RESEARCH_USE, LungwaveError, UsageError
 
 FORMAT = 1
 KIND = "diffusion"
 WEIGHTS, ABOUT, CARD = "model.safetensors", "config.json", "README.md"
+SPECTRUM = "spectrum"  # tensor beside the weights, of a denoiser that has one
 
 DEEPEST = 1000  # blocks on the way down: a damaged number must not build for hours
 STORAGE = ("float32", "float16", "bfloat16")
@@ -71,6 +73,8 @@ def save_model(
         raise UsageError(f"{len(classes)} class names for {net.config.classes} labels; give one name a label")
     check_size(net.config, size)
     weights = stored(net.state_dict(), dtype, str(folder))
+    if isinstance(denoiser, Wiener):
+        weights |= stored({SPECTRUM: denoiser.spectrum}, "float32", str(folder))  # its range is that of float32
     about = {
         "format": FORMAT,
         "kind": KIND,
@@ -102,10 +106,11 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Model:
         config = network_config(about["network"])
         scaling, size = _scaling(about["scaling"]), _size(about["size"])
         check_size(config, size)
-        denoiser = rebuild_denoiser(about["denoiser"], empty_network(config))
+        state = _read_weights(folder / WEIGHTS)
+        denoiser = rebuild_denoiser(about["denoiser"], empty_network(config), state.pop(SPECTRUM, None), size)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, UsageError) as error:
         raise UsageError(f"{folder / ABOUT} is not of this format ({_reason(error)}); train or copy it again") from None
-    fill(plain(denoiser), _read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
+    fill(plain(denoiser), state, str(folder / WEIGHTS))
     try:
         denoiser = denoiser.to(device)
     except (RuntimeError, AssertionError) as error:
@@ -240,13 +245,22 @@ def denoiser_facts(denoiser: Denoiser) -> dict[str, Any]:
     """What makes a denoiser of a network, for config.json."""
     if isinstance(denoiser, Preconditioned):
         return {"kind": denoiser.kind, "sigma_data": denoiser.sigma_data}
+    if isinstance(denoiser, Wiener):
+        return {"kind": "wiener"}
     if isinstance(denoiser, Discrete):
         return {"kind": "discrete", "predicts": denoiser.predicts, "noising": asdict(denoiser.noising)}
     raise LungwaveError(f"a {type(denoiser).__name__} cannot be stored")
 
 
-def rebuild_denoiser(facts: Mapping[str, Any], net: UNet) -> Denoiser:
-    """The denoiser that ``denoiser_facts`` described, around a network."""
+def rebuild_denoiser(
+    facts: Mapping[str, Any], net: UNet, spectrum: Tensor | None = None, size: Size | None = None
+) -> Denoiser:
+    """The denoiser that ``denoiser_facts`` described, around a network; "wiener" needs its ``spectrum``."""
+    if facts["kind"] == "wiener":
+        shape = (net.config.in_channels, *(size or ()))
+        if spectrum is None or spectrum.shape != shape or not bool((spectrum > 0).all() & spectrum.isfinite().all()):
+            raise UsageError(f"the spectrum is not one positive number for each of {shape} modes")
+        return Wiener(net, spectrum)
     if facts["kind"] in get_args(Kind):
         return Preconditioned(net, facts["kind"], _positive(facts["sigma_data"]))
     if facts["kind"] == "discrete" and facts["predicts"] in ("eps", "x0"):

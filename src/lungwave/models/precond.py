@@ -47,6 +47,10 @@ class Denoiser(nn.Module):
         """Best guess (posterior mean) of the clean map."""
         raise NotImplementedError
 
+    def error_scale(self, sigma: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Error of the map where the network errs by one, ``|c_out|``; 1 where the parametrisation does not say."""
+        return torch.ones_like(sigma)
+
 
 class Preconditioned(Denoiser):
     """A network under one of the usual parametrisations, in continuous noise level.
@@ -77,6 +81,10 @@ class Preconditioned(Denoiser):
                 keep = 1 / (1 + sigma)
                 return keep, -sigma * keep, keep, time
         raise ValueError(f"unknown parametrisation {self.kind!r}")
+
+    def error_scale(self, sigma: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """``|c_out|``: the error of the map where the network errs by one."""
+        return self.coefficients(sigma)[1].abs()
 
     def forward(
         self, x: Float[Tensor, "n c z x"], sigma: Float[Tensor, " n"], cond: Condition | None = None

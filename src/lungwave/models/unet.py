@@ -74,7 +74,10 @@ class UNetConfig:
 
 @dataclass(frozen=True)
 class Condition:
-    """What a sample is conditioned on; the first axis of each part is the sample, None = absent."""
+    """What a sample is conditioned on; the first axis of each part is the sample, None = absent.
+
+    Fewer images than the network takes are filled up with zeros.
+    """
 
     label: Int[Tensor, " n"] | None = None  # class; -1 = none
     image: Float[Tensor, "n k z x"] | None = None
@@ -316,8 +319,9 @@ class UNet(nn.Module):
         if config.vector and cond.vector is not None:
             emb = emb + self.vector_emb(cond.vector.to(emb.dtype))
         if config.image_channels:
-            missing = x.new_zeros(len(x), config.image_channels, *x.shape[2:])
-            x = torch.cat([x, missing if cond.image is None else cond.image.to(x.dtype)], 1)
+            given = x[:, :0] if cond.image is None else cond.image.to(x.dtype)
+            missing = x.new_zeros(len(x), config.image_channels - given.shape[1], *x.shape[2:])
+            x = torch.cat([x, given, missing], 1)
         tokens = cond.tokens.to(x.dtype) if config.tokens and cond.tokens is not None else None
         whole = config.patch == (1, 1)
         x = x if whole else to_patches(x, config.patch)
@@ -347,8 +351,8 @@ def describe(config: UNetConfig, size: Size) -> dict[str, Any]:
             network(x, torch.zeros(1))
     return {
         "size": list(size),
-        "levels": [f"{z} x {x}" for z, x in _level_sizes(config, size)],
-        "attention": [f"{z} x {x}" for level, (z, x) in enumerate(_level_sizes(config, size))
+        "levels": [f"{z} x {x}" for z, x in level_sizes(config, size)],
+        "attention": [f"{z} x {x}" for level, (z, x) in enumerate(level_sizes(config, size))
                       if level in config.attention] + ["middle block"],
         "parameters": sum(p.numel() for p in network.parameters()),
         "tensors": len(network.state_dict()),
@@ -357,7 +361,8 @@ def describe(config: UNetConfig, size: Size) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _level_sizes(config: UNetConfig, size: Size) -> Iterator[Size]:
+def level_sizes(config: UNetConfig, size: Size) -> Iterator[Size]:
+    """Size (z, x) of each level for maps of ``size``, finest first."""
     z, x = size[0] // config.patch[0], size[1] // config.patch[1]
     for level in range(len(config.channel_mult)):
         yield z, x

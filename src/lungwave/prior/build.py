@@ -9,18 +9,20 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from scipy.special import ndtri
+from torch import Tensor
 
 from lungwave.data.augment import LABELS, Augment
 from lungwave.data.mapset import MapSet
 from lungwave.models.checkpoint import save_model
 from lungwave.models.ema import gamma_of
-from lungwave.models.precond import Kind, Preconditioned, Scaling
-from lungwave.models.unet import Size, UNet, UNetConfig, describe, fitting_strides
+from lungwave.models.precond import Denoiser, Kind, Preconditioned, Scaling
+from lungwave.models.unet import Size, UNet, UNetConfig, describe, fitting_strides, level_sizes
+from lungwave.models.wiener import Wiener, mode_variance
 from lungwave.prior.journal import Journal, ProgressLine, SampleGrid, SigmaCurves, TensorBoard
 from lungwave.repro import stream
 from lungwave.training import state
@@ -46,7 +48,7 @@ class Prior:
     train: TrainConfig = field(default_factory=TrainConfig)
     network: UNetConfig = field(default_factory=UNetConfig)  # channels, strides, classes and vector come from the maps
     attention: tuple[int, ...] | None = None  # levels; None = where a level has few pixels
-    kind: Kind = "edm"
+    kind: Kind | Literal["wiener"] = "wiener"
     task: Denoising = field(default_factory=Denoising)
     augment: Augment | None = field(default_factory=Augment)
     held_out: float = 0.1  # share of the groups that are never trained on
@@ -81,6 +83,7 @@ class Materials:
     network: UNetConfig
     size: Size
     classes: tuple[str, ...]
+    spectrum: Tensor | None  # variance of the modes of the training maps, for the kind "wiener"
 
 
 def materials(maps: MapSet, prior: Prior) -> Materials:
@@ -96,32 +99,27 @@ def materials(maps: MapSet, prior: Prior) -> Materials:
     classes = maps.classes if prior.classes else ()
     source = MapSource(kept, scaling, prior.augment, prior.classes)
     other = MapSource(held, scaling, None, prior.classes) if len(held) else None
-    return Materials(source, other, scaling, network, maps.size, classes)
+    spectrum = mode_variance(scaling.to_network(torch.from_numpy(kept.fraction()))) if prior.kind == "wiener" else None
+    return Materials(source, other, scaling, network, maps.size, classes, spectrum)
 
 
 def network_of(maps: MapSet, prior: Prior) -> UNetConfig:
     """The network for maps of this size: strides that halve the long axis first, attention at the coarse levels."""
     _check_network(prior.network)
     levels = len(prior.network.channel_mult)
-    strides = prior.network.strides or fitting_strides(maps.size, levels, prior.network.patch)
-    _check_coarsest(maps.size, prior.network, strides)
     network = replace(
         prior.network,
         in_channels=maps.channels,
         out_channels=maps.channels,
-        strides=strides,
+        strides=prior.network.strides or fitting_strides(maps.size, levels, prior.network.patch),
         classes=len(maps.classes) if prior.classes else 0,
         vector=LABELS if prior.augment is not None else 0,
+        image_channels=maps.channels if prior.kind == "wiener" else 0,
     )
+    _check_coarsest(maps.size, network)
     if prior.attention is not None:
         return replace(network, attention=prior.attention)
-    high, wide = (length // step for length, step in zip(maps.size, network.patch, strict=True))
-    places = []
-    for level in range(levels):
-        if high * wide <= MOST_ATTENTION:
-            places.append(level)
-        if level < levels - 1:
-            high, wide = high // network.step(level)[0], wide // network.step(level)[1]
+    places = [level for level, (z, x) in enumerate(level_sizes(network, maps.size)) if z * x <= MOST_ATTENTION]
     return replace(network, attention=tuple(places))
 
 
@@ -144,9 +142,9 @@ def _check_network(network: UNetConfig) -> None:
         raise UsageError(f"--patch {network.patch[0]} {network.patch[1]} must be at least 1 1")
 
 
-def _check_coarsest(size: Size, network: UNetConfig, strides: tuple[Size, ...]) -> None:
+def _check_coarsest(size: Size, network: UNetConfig) -> None:
     """UsageError where the coarsest level has one pixel and groups of one channel: normalising makes it zero."""
-    down = [math.prod(step[axis] for step in (network.patch, *strides)) for axis in (0, 1)]
+    down = network.reduction()
     if size[0] // down[0] * (size[1] // down[1]) == 1 and network.channels * network.channel_mult[-1] <= GROUPS:
         raise UsageError(
             f"the coarsest of {len(network.channel_mult)} levels of {size[0]} x {size[1]} maps is a single pixel of "
@@ -160,7 +158,7 @@ def training(
     """The training of a prior; the same seed gives the same initial weights."""
     describe(made.network, made.size)  # refuses sizes that do not fit
     torch.manual_seed(int(stream(prior.train.seed, "weights").integers(2**63)))
-    model = Preconditioned(UNet(made.network), prior.kind)
+    model = denoiser_of(UNet(made.network), prior.kind, made.spectrum)
     facts = {
         "network": json.loads(json.dumps(asdict(made.network))),
         "kind": prior.kind,
@@ -168,6 +166,14 @@ def training(
         "size": list(made.size),
     }
     return Training(model, made.source, prior.task, prior.train, folder, listeners=listeners, ranks=ranks, facts=facts)
+
+
+def denoiser_of(net: UNet, kind: Kind | Literal["wiener"], spectrum: Tensor | None) -> Denoiser:
+    """The denoiser that trains ``net``."""
+    if kind != "wiener":
+        return Preconditioned(net, kind)
+    assert spectrum is not None
+    return Wiener(net, spectrum)
 
 
 def plan_training(maps: MapSet, prior: Prior, out: Path, device: str = "auto") -> dict[str, Any]:

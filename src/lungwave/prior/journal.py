@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import nn
 from tqdm import tqdm
 
-from lungwave.models.precond import Preconditioned, Scaling
+from lungwave.models.precond import Denoiser, Scaling
 from lungwave.models.unet import Condition
 from lungwave.prior.pictures import save_grid, save_loss, save_sigma
 from lungwave.progress import LOG_INTERVAL
@@ -131,7 +131,6 @@ def sigma_losses(
     """
     rows = np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(np.int64))
     total = torch.zeros(len(sigmas), dtype=torch.float64)
-    weighted = model if isinstance(model, Preconditioned) else None
     with torch.no_grad():
         for first in range(0, len(rows), batch):
             part = rows[first : first + batch]
@@ -141,7 +140,7 @@ def sigma_losses(
                 noise = Draws(seed, part).normal(f"check {level}", clean.shape[1:]).to(device)
                 at = torch.full((len(part),), sigma, device=device)
                 error = squared_error(model, clean, noise, at, cond)
-                weight = weighted.coefficients(at)[1] ** -2 if weighted is not None else torch.ones_like(at)
+                weight = model.error_scale(at) ** -2 if isinstance(model, Denoiser) else torch.ones_like(at)
                 total[level] += (weight * error).sum().double().cpu()
     return (total / len(rows)).numpy()
 

@@ -314,19 +314,20 @@ class Training:
         self.model.load_state_dict(_under("model/", tensors))
         self.averages.restore(_under("average/", tensors))
         self.task.restore(_under("task/", tensors))
-        self._restore_optimizer(_under("optimizer/", tensors))
+        names = [name for name, _ in self.model.named_parameters()]
+        states = {index: _under(f"optimizer/{name}/", tensors) for index, name in enumerate(names)}
+        self.restore_optimizer({index: kept for index, kept in states.items() if kept})
         self.step, self.images, self.seconds = about["step"], about["images"], about["seconds"]
         self.stored_images = self.began = self.images
         return True
 
-    def _restore_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+    def restore_optimizer(self, states: Mapping[int, Mapping[str, Tensor]]) -> None:
+        """Take back AdamW's state of some parameters, by their number."""
+        parameters = list(self.model.parameters())
         whole = self.optimizer.state_dict()
-        for index, (name, parameter) in enumerate(self.model.named_parameters()):
-            kept = _under(f"{name}/", tensors)
-            # In the layout of the parameter, as AdamW would have made them.
-            kept = {k: torch.empty_like(parameter).copy_(v) if v.ndim else v for k, v in kept.items()}
-            if kept:
-                whole["state"][index] = kept
+        for index, kept in states.items():  # in the memory layout of the parameter, as AdamW makes them
+            like = parameters[index]
+            whole["state"][index] = {k: torch.empty_like(like).copy_(v) if v.ndim else v for k, v in kept.items()}
         self.optimizer.load_state_dict(whole)
 
     def snapshot(self) -> None:

@@ -91,7 +91,7 @@ class Denoising(Task):
 
     def weights(self, model: nn.Module, sigma: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Weight of the squared error at each noise level."""
-        wrapped: Any = model  # a Preconditioned, or what torch.compile makes of one
+        wrapped: Any = model  # a Preconditioned or Wiener, or what torch.compile makes of one
         if self.weight == "soft-min-snr":
             return 1 / (sigma**2 + wrapped.sigma_data**2)
-        return wrapped.coefficients(sigma)[1] ** -2
+        return wrapped.error_scale(sigma) ** -2
