@@ -7,10 +7,11 @@ import html
 import itertools
 import json
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import h5py
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -22,9 +23,12 @@ from scipy.ndimage import gaussian_filter
 
 from lungwave import figures, overview, report
 from lungwave.acoustics.bmode import BMode
+from lungwave.data import schema
+from lungwave.data.posteriors import PICTURES, read_posteriors
 from lungwave.phantom.aeration import Truth
-from lungwave.posterior.summary import Band, Reconstruction
+from lungwave.posterior.summary import Band, Posterior, Reconstruction
 from lungwave.types import MM, LungwaveError, UsageError
+from random_fields import KINDS, posterior
 
 EDGES = (0.0, 0.5 * MM, 1.0 * MM, 2.0 * MM, 4.0 * MM, 6.0 * MM)
 REASON = "The array spans another aperture than the trained one; train a model for this probe."
@@ -91,8 +95,30 @@ def withheld() -> Reconstruction:
     return Reconstruction(full.name, full.method, full.bmode, withheld=REASON)
 
 
+def sampled(
+    name: str = "sampled", mean: float = 0.5, seed: int = 0, columns: int = 64, truth: bool = True, members: int = 24
+) -> Reconstruction:
+    """The same lung, reconstructed as posterior samples."""
+    r = lung(name, mean, seed, columns)
+    assert r.truth is not None
+    drawn = posterior(r.truth.smooth, mean, members, seed)
+    known = r.truth if truth else None
+    return Reconstruction.of(
+        name, "amortized", r.bmode, drawn, pleura_depth=r.pleura_depth, truth=known, valid=r.valid, manifest=r.manifest
+    )
+
+
 CASES = [lung("healthy", 0.6, 1), lung("patient 7", 0.3, 2, truth=False), withheld(), lung("wide", 0.5, 3, columns=256)]
 MANIFEST = {"config_sha256": "ab" * 32, "seed": 7, "versions": {"lungwave": "0.1"}, "command": "lungwave demo --seed 7"}
+
+
+SAMPLED = [
+    sampled("healthy", 0.6, 1),
+    sampled("patient 7", 0.3, 2, truth=False, members=16),
+    withheld(),
+    sampled("wide", 0.5, 3, columns=256),
+    lung("ridge beside", 0.5, 4),
+]
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +126,18 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("report") / "report.html"
     assert report.write_report(CASES, path, manifest=MANIFEST, timing={"reconstruct": 3.14}) == path
     return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def sampled_page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = report.write_report(SAMPLED, tmp_path_factory.mktemp("sampled") / "report.html", manifest=MANIFEST)
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(params=["page", "sampled_page"])
+def any_page(request: pytest.FixtureRequest) -> str:
+    found: str = request.getfixturevalue(request.param)
+    return found
 
 
 def section(page: str, number: int) -> str:
@@ -124,7 +162,8 @@ class Attributes(HTMLParser):
         self.values += [(name, value or "") for name, value in attrs]
 
 
-def test_page_needs_nothing_from_outside(page: str) -> None:
+def test_page_needs_nothing_from_outside(any_page: str) -> None:
+    page = any_page
     parsed = Attributes(page)
     assert not parsed.tags & {"script", "link", "iframe", "object", "embed", "base"}
     targets = [value for name, value in parsed.values if name in ("src", "href", "xlink:href", "srcset", "action")]
@@ -135,7 +174,8 @@ def test_page_needs_nothing_from_outside(page: str) -> None:
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", page))
 
 
-def test_ids_are_unique_and_every_reference_is_met(page: str) -> None:
+def test_ids_are_unique_and_every_reference_is_met(any_page: str) -> None:
+    page = any_page
     values = Attributes(page).values
     ids = [value for name, value in values if name == "id"]
     assert len(ids) == len(set(ids))
@@ -172,8 +212,12 @@ def test_withheld_wins_over_leftover_numbers(tmp_path: Path) -> None:
     assert case["bands"] == []
 
 
-def test_numbers_of_page_csv_and_json_are_the_same(page: str, tmp_path: Path) -> None:
-    csv_path, json_path = report.write_tables(CASES, tmp_path, manifest=MANIFEST)
+@pytest.mark.parametrize(("given", "name"), [(CASES, "page"), (SAMPLED, "sampled_page")])
+def test_numbers_of_page_csv_and_json_are_the_same(
+    given: list[Reconstruction], name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    page = request.getfixturevalue(name)
+    csv_path, json_path = report.write_tables(given, tmp_path, manifest=MANIFEST)
     cases = json.loads(json_path.read_text())["cases"]
     lines = list(csv.DictReader(csv_path.read_text(encoding="utf-8").splitlines()))
     for number, case in enumerate(cases):
@@ -328,13 +372,12 @@ def _boxes(figure: Figure) -> list[tuple[str, np.ndarray]]:
         texts += [*ax.texts, ax.xaxis.label, ax.yaxis.label]
         for axis in (ax.xaxis, ax.yaxis):
             low, high = sorted(axis.get_view_interval())
-            ticks = zip(axis.get_majorticklocs(), axis.get_ticklabels(), strict=True)
-            texts += [label for place, label in ticks if low <= place <= high]
+            texts += [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
     texts += [text for legend in figure.legends for text in legend.get_texts()]
     return [(t.get_text(), t.get_window_extent().extents) for t in texts if t.get_text() and t.get_visible()]
 
 
-@pytest.mark.parametrize("cases", [CASES, [CASES[0], CASES[1]]])
+@pytest.mark.parametrize("cases", [CASES, [CASES[0], CASES[1]], SAMPLED, [SAMPLED[1]]])
 def test_words_of_the_overview_do_not_overlap_or_leave_the_sheet(cases: list[Reconstruction]) -> None:
     with figures.style():
         shares: list[list[float | None]] = [[0.2] * len(r.bands) for r in cases]
@@ -355,3 +398,193 @@ def test_overview_is_a_wide_picture(tmp_path: Path) -> None:
     with Image.open(path) as image:
         assert image.format == "PNG"
         assert image.width >= 1200
+
+
+# --- posterior samples ------------------------------------------------------------------------------------------------
+
+
+def test_case_with_samples_shows_all_that_they_say(sampled_page: str) -> None:
+    shown = section(sampled_page, 0)
+    for label in (
+        "Reconstructed aeration map",
+        "True aeration map",
+        "Width of the interval",
+        "Information in the echo",
+    ):
+        assert f'aria-label="{label}' in shown, label
+    assert [f'aria-label="Posterior sample {k}"' in shown for k in range(1, 10)] == [True] * 8 + [False]
+    text = words(shown)
+    for said in (
+        "Posterior mean",
+        "first of 24 samples",
+        "90 % interval",
+        "hyperinflated",
+        "consolidation",
+        "not CT voxels",
+    ):
+        assert said in text, said
+    assert re.search(r"interstitial\s+truth", text)  # the category that the case really has
+    without = section(sampled_page, 1)
+    assert "True aeration" not in without and "Truth, %" not in without
+    assert "16 samples: an interval is their whole range and holds 88 %" in words(without)
+    assert section(sampled_page, 2).count("<svg") == 1  # withheld
+
+
+def test_case_without_samples_is_as_before(page: str, sampled_page: str) -> None:
+    """Beside cases with samples or not, a ridge case is drawn alike and no word tells of samples."""
+    alone = report.render([lung("ridge beside", 0.5, 4)], "t")
+    text = words(alone[alone.index("<body>") :])
+    assert not re.search(r"posterior|samples|hyperinflated", text, re.I)
+    one, two = (section(p, n).replace(f"case-{n + 1}", "case") for p, n in ((alone, 0), (sampled_page, 4)))
+    assert one == two
+    assert "Reconstructed aeration" in words(one)
+
+
+def test_tables_hold_the_posterior(sampled_page: str, tmp_path: Path) -> None:
+    csv_path, json_path = report.write_tables(SAMPLED, tmp_path)
+    cases = json.loads(json_path.read_text(encoding="utf-8"))["cases"]
+    assert [c["posterior"] is not None for c in cases] == [True, True, False, True, False]
+    first, r = cases[0]["posterior"], SAMPLED[0]
+    assert r.posterior is not None and r.truth is not None and r.valid is not None
+    share = r.posterior.share_below(0.5, r.valid)
+    poor = first["poor_surface"]
+    assert [poor[k] for k in ("estimate", "lower", "upper")] == pytest.approx(
+        [share.estimate, share.lower, share.upper], abs=1e-6
+    )
+    assert poor["truth"] == pytest.approx((r.truth.smooth[:10, r.valid].mean(0) < 0.5).mean(), abs=1e-6)
+    assert cases[0]["poor_surface"] == poor["estimate"]
+    assert sum(c["truth"] for c in first["classes"]) == pytest.approx(1.0, abs=1e-5)
+    assert [c["name"] for c in first["categories"] if c["true"]] == ["interstitial"]
+    assert cases[1]["posterior"]["poor_surface"]["truth"] is None
+    lines = list(csv.DictReader(csv_path.read_text(encoding="utf-8").splitlines()))
+    assert {line["case"]: line["samples"] for line in lines} == {
+        "healthy": "24", "patient 7": "16", "phantom disk": "", "wide": "24", "ridge beside": "",
+    }  # fmt: skip
+    further = (tmp_path / "aeration_posterior.csv").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in csv.DictReader(further) if row["case"] == "healthy"]
+    assert len(rows) == 1 + 4 + 3 + 1
+    in_section = {float(v) for v in re.findall(r'<data value="([^"]*)">', section(sampled_page, 0))}
+    assert {float(row["estimate"]) for row in rows[:-1]} <= in_section
+    assert sum(float(row["estimate"]) for row in rows if row["quantity"].startswith("probability")) == pytest.approx(1)
+    plain = tmp_path / "plain"
+    report.write_tables(CASES, plain)
+    assert sorted(p.name for p in plain.iterdir()) == ["aeration.csv", "aeration.json"]
+
+
+@pytest.mark.parametrize("scale", [figures.WIDTH, figures.INFORMATION, figures.AERATION])
+def test_every_map_of_a_posterior_has_a_fixed_scale_that_runs_from_light_to_dark_or_back(scale: figures.Scale) -> None:
+    """Lightness alone orders the values, so the maps read in grey and without colour vision."""
+    assert (scale.low, scale.high) == (0.0, 1.0)
+    rgb = scale.colormap()(np.linspace(0, 1, 64))[:, :3]
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    steps = np.diff(linear @ [0.2126, 0.7152, 0.0722])
+    assert (steps > 0).all() or (steps < 0).all()
+
+
+def test_interval_band_of_the_profile_is_the_one_of_the_posterior() -> None:
+    r = SAMPLED[0]
+    assert r.posterior is not None and r.valid is not None
+    ax = Figure().add_subplot()
+    figures.draw_profile(ax, r)
+    corners = np.concatenate([path.vertices for c in ax.collections for path in c.get_paths()])
+    for bound in (r.posterior.profile_lower, r.posterior.profile_upper):
+        np.testing.assert_allclose([np.abs(corners[:, 1] - b).min() for b in bound[r.valid]], 0.0, atol=1e-9)
+    profile = figures.column_profile(r)
+    assert profile is not None
+    np.testing.assert_allclose(profile[r.valid], r.posterior.profile[r.valid])
+
+
+def test_posterior_comes_back_from_hdf5_and_npz(tmp_path: Path) -> None:
+    given = [SAMPLED[0], withheld(), sampled("second", 0.4, 5, truth=False)]
+    paths = report.write_posterior(given, tmp_path, manifest=MANIFEST)
+    names = {f"{i}_{name}.png" for i in (0, 2) for name in PICTURES}
+    assert {p.name for p in paths} == {"posterior.h5", "posterior.npz", *names}
+    assert {p for p in tmp_path.rglob("*") if p.is_file()} == set(paths)
+    file = read_posteriors(tmp_path / "posterior.h5")
+    with np.load(tmp_path / "posterior.npz", allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    assert set(file) == set(arrays) == {f.name for f in schema.POSTERIOR_FIELDS}
+    for field in schema.POSTERIOR_FIELDS:
+        np.testing.assert_array_equal(file[field.name], arrays[field.name])
+        if field.dtype != "text":
+            assert file[field.name].dtype == arrays[field.name].dtype == np.dtype(field.dtype), field.name
+    assert arrays["samples"].dtype == np.float16
+    assert arrays["frame"].tolist() == [0, 2] and arrays["name"].tolist() == ["healthy", "second"]
+    assert arrays["category_names"].tolist() == list(KINDS)
+    for i, r in enumerate((given[0], given[2])):
+        p = r.posterior
+        assert p is not None
+        np.testing.assert_allclose(arrays["samples"][i], p.samples, atol=2.5e-4)
+        for name in ("mean", "std", "lower", "upper", "information", "information_depth"):
+            np.testing.assert_allclose(arrays[name][i], getattr(p, name), atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(arrays["bands"][i], p.band_samples, atol=1e-6)
+        np.testing.assert_allclose(arrays["categories"][i].mean(0), p.categories, atol=1e-6)
+        np.testing.assert_array_equal(arrays["x"], p.x)
+        np.testing.assert_array_equal(arrays["z"], p.z)
+        np.testing.assert_array_equal(arrays["valid"][i] != 0, r.valid)
+    with Image.open(tmp_path / "maps" / "2_mean.png") as image:
+        assert given[2].aeration is not None
+        np.testing.assert_array_equal(np.asarray(image), np.rint(np.asarray(given[2].aeration, np.float32) * 255))
+    with h5py.File(tmp_path / "posterior.h5") as opened:
+        samples = opened["posterior/samples"]
+        assert (samples.compression, samples.compression_opts, samples.shuffle) == ("gzip", 4, True)
+        assert json.loads(opened.attrs[schema.ATTR_MANIFEST])["seed"] == 7
+        assert opened.attrs[schema.ATTR_FORMAT] == schema.POSTERIOR_FORMAT
+    before = [p.read_bytes() for p in paths]
+    assert report.write_posterior(given, tmp_path, manifest=MANIFEST) == paths
+    assert [p.read_bytes() for p in paths] == before
+
+
+def test_posterior_without_categories_or_pleura_is_stored(tmp_path: Path) -> None:
+    r = SAMPLED[0]
+    assert r.posterior is not None
+    none = np.zeros((len(r.posterior.samples), 0))
+    bare = replace(r.posterior, category_samples=none, category_names=(), categories=none[0])
+    report.write_posterior([replace(r, posterior=bare, pleura_depth=None, valid=None)], tmp_path)
+    file = read_posteriors(tmp_path / "posterior.h5")
+    assert file["categories"].shape == (1, 24, 0) and file["category_names"] == []
+    assert np.isnan(file["pleura_depth"]).all() and (file["valid"] == 1).all()
+    assert "Kind of lung" not in report.render([replace(r, posterior=bare)], "t")
+    with np.load(tmp_path / "posterior.npz", allow_pickle=False) as archive:
+        assert archive["category_names"].shape == (0,)
+
+
+def test_nothing_to_store_writes_nothing_and_mixed_frames_are_told(tmp_path: Path) -> None:
+    assert report.write_posterior(CASES, tmp_path / "a") == ()
+    assert report.write_posterior([replace(SAMPLED[0], withheld=REASON)], tmp_path / "a") == ()
+    for other in (SAMPLED[1], SAMPLED[3]):  # other number of samples, other map
+        with pytest.raises(UsageError, match="separate folders"):
+            report.write_posterior([SAMPLED[0], other], tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_what_is_no_posterior_file_is_told(tmp_path: Path) -> None:
+    report.write_posterior([SAMPLED[0]], tmp_path)
+    path = tmp_path / "posterior.h5"
+    with h5py.File(path, "a") as file:
+        del file["posterior/std"]
+    with pytest.raises(UsageError, match="posterior/std"):
+        read_posteriors(path)
+    with h5py.File(path, "a") as file:
+        file.attrs[schema.ATTR_FORMAT] = schema.POSTERIOR_FORMAT + 1
+    with pytest.raises(UsageError, match="update lungwave"):
+        read_posteriors(path)
+    (tmp_path / "no.h5").write_text("no")
+    with pytest.raises(UsageError, match="not a readable HDF5"):
+        read_posteriors(tmp_path / "no.h5")
+
+
+def test_withheld_wins_over_leftover_samples(tmp_path: Path) -> None:
+    leaky = replace(SAMPLED[0], withheld=REASON)
+    assert report.render([leaky], "t").count("<svg") == 1
+    csv_path, path = report.write_tables([leaky], tmp_path)
+    assert json.loads(path.read_text())["cases"][0]["posterior"] is None
+    assert csv_path.read_text().count("\n") == 2
+    assert [p.name for p in tmp_path.iterdir() if "posterior" in p.name] == []
+
+
+def test_every_field_of_a_posterior_is_stored_or_follows_from_what_is() -> None:
+    stored = {f.name for f in schema.POSTERIOR_FIELDS}
+    renamed = {"band_samples": "bands", "category_samples": "categories"}
+    follows = {"pixel", "whole", "profile", "profile_lower", "profile_upper"}  # from x, bands and samples
+    assert {renamed.get(f.name, f.name) for f in fields(Posterior)} - follows <= stored

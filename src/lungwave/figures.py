@@ -6,7 +6,7 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -14,12 +14,14 @@ import matplotlib as mpl
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
 from lungwave.phantom.aeration import Truth
+from lungwave.posterior.information import INFORMED
 from lungwave.posterior.summary import Band, Reconstruction
 from lungwave.types import MM, Field
 
@@ -60,6 +62,7 @@ class Scale:
 
 AERATION = Scale("viridis", 0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0), "aeration, % air")
 WIDTH = Scale("bone_r", 0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0), "width of the interval, points")
+INFORMATION = Scale("Purples", 0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0), "information, % of the prior's variance")
 ERROR = Scale("RdBu_r", -0.5, 0.5, (-0.5, -0.25, 0.0, 0.25, 0.5), "estimate minus truth, points", "both")
 
 
@@ -200,6 +203,21 @@ def _millimetres(ax: Axes, depth: str) -> None:
     ax.set(xlabel="lateral position, mm", ylabel=depth if height > 1.6 else "mm")
 
 
+def draw_information(ax: Axes, r: Reconstruction) -> AxesImage:
+    """What the echoes tell of each pixel; contour at ``INFORMED``, dashed the depth down to which a column stays above.
+
+    Hatched where it is less.
+    """
+    assert r.posterior is not None
+    known = r.posterior.information
+    image = draw_map(ax, known, r, INFORMATION, mask=False)
+    x, z = r.posterior.x / MM, r.posterior.z / MM
+    if known.min() < INFORMED < known.max():
+        ax.contourf(x, z, known, levels=[-1.0, INFORMED], colors="none", hatches=["////"])
+        ax.contour(x, z, known, levels=[INFORMED], colors="#16202b", linewidths=0.8)
+    return image
+
+
 def _scale_bar(ax: Axes, left: float, bottom: float, width: float) -> None:
     """One millimetre (five on a wide map), white with a dark rim so that it reads on every colour."""
     length = 1.0 if width < 12.0 else 5.0
@@ -220,6 +238,10 @@ def draw_profile(ax: Axes, r: Reconstruction) -> None:
         ax.fill_between(edges, 0.0, 1.0, where=grey, step="post", facecolor=PALETTE["void"], alpha=0.45, linewidth=0)
     if r.truth is not None:
         ax.plot(np.asarray(r.truth.x) / MM, r.truth.profile, color=PALETTE["truth"], lw=1.4, ls=(0, (4.0, 1.6)))
+    if r.posterior is not None:
+        trusted = np.ones(len(x), bool) if r.valid is None else r.valid
+        low, high = r.posterior.profile_lower, r.posterior.profile_upper
+        ax.fill_between(x / MM, low, high, where=trusted, color=PALETTE["estimate"], alpha=0.25, linewidth=0)
     if profile is not None:
         ax.plot(x / MM, profile, color=PALETTE["estimate"], lw=2.0)
     ax.set(xlim=(edges[0], edges[-1]), ylim=(0.0, 1.0), xlabel="lateral position, mm", ylabel="aeration, %")
@@ -267,7 +289,7 @@ def _canvas(width: float, corners: Corners, bar: bool = True) -> tuple[Figure, A
     return figure, ax, cax
 
 
-def colour_bar(figure: Figure, cax: Axes, image: AxesImage, scale: Scale | None) -> None:
+def colour_bar(figure: Figure, cax: Axes, image: ScalarMappable, scale: Scale | None) -> None:
     """Slim horizontal bar; decibels where ``scale`` is None."""
     bar = figure.colorbar(image, cax=cax, orientation="horizontal", extend=scale.extend if scale else "neither")
     bar.outline.set_visible(False)
@@ -314,6 +336,38 @@ def map_svg(r: Reconstruction, values: Field, key: str, label: str, scale: Scale
         assert cax is not None
         colour_bar(figure, cax, draw_map(ax, values, r, scale, mask), scale)
         return _svg(figure, key, label)
+
+
+def information_svg(r: Reconstruction, key: str) -> str:
+    """The information map as inline SVG."""
+    assert r.posterior is not None
+    with style(12.0):
+        figure, ax, cax = _canvas(600.0 if is_wide(r) else 330.0, map_corners(r, len(r.posterior.mean)))
+        assert cax is not None
+        colour_bar(figure, cax, draw_information(ax, r), INFORMATION)
+        return _svg(figure, key, "Information in the echoes")
+
+
+def draw_sample(ax: Axes, r: Reconstruction, number: int) -> AxesImage:
+    """One posterior sample as a thumbnail on the scale of the other maps: millimetres, without words at the axes."""
+    assert r.posterior is not None
+    image = draw_map(ax, r.posterior.samples[number], replace(r, information_depth=None))  # no line: compare freely
+    ax.set(xlabel="", ylabel="")
+    ax.tick_params(labelleft=False, labelbottom=False)
+    return image
+
+
+def sample_svg(r: Reconstruction, number: int, key: str) -> str:
+    """One posterior sample as inline SVG, small."""
+    assert r.posterior is not None
+    left, right, bottom, top = map_corners(r, len(r.posterior.mean))
+    width = 300.0 if is_wide(r) else 130.0
+    height = width * (bottom - top) / (right - left)
+    with style(11.0):
+        figure = Figure(figsize=((width + 8.0) * POINT, (height + 8.0) * POINT), facecolor="none")
+        whole = (6.0 / (width + 8.0), 6.0 / (height + 8.0), width / (width + 8.0), height / (height + 8.0))
+        draw_sample(figure.add_axes(whole, facecolor="none"), r, number)
+        return _svg(figure, key, f"Posterior sample {number + 1}")
 
 
 def profile_svg(r: Reconstruction, key: str, width: float = 380.0) -> str:

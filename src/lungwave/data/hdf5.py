@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -55,19 +56,13 @@ def write_recording(
             raise UsageError(
                 f"map '{name}' has shapes {stack.values.shape}, {stack.coordinates.shape} for {frames} frames"
             )
-    text = json.dumps(dict(provenance or {}), sort_keys=True, allow_nan=False)
-    if len(text.encode()) > MAX_ATTRIBUTE:
-        raise UsageError(
-            f"provenance is {len(text.encode())} bytes, HDF5 attributes hold {MAX_ATTRIBUTE}; list fewer parents"
-        )
-    # Built in memory: on a full disk HDF5's own writer leaves half-closed files behind, a plain write does not.
-    options = {"driver": "core", "backing_store": False, "libver": ("earliest", "v114"), "track_order": False}
-    with h5py.File(uuid.uuid4().hex, "w", **options) as file:  # HDF5 wants a name of its own per open file, keeps none
+    text = json_attribute(provenance or {}, "provenance")
+    with new_file(path) as file:
         file.attrs[schema.ATTR_ZEA] = schema.ZEA_VERSION
         file.attrs[schema.ATTR_DESCRIPTION] = recording.description
         file.attrs[schema.ATTR_FORMAT] = schema.FORMAT
         file.attrs[schema.ATTR_PROVENANCE] = text
-        _put(file, schema.RAW, recording.rf[..., None])
+        put(file, schema.RAW, recording.rf[..., None])
         if snr_db is not None:
             file[schema.RAW.path].attrs[schema.ATTR_SNR] = float(snr_db)
         _put_scan(file, scan, recording.probe_name)
@@ -77,13 +72,32 @@ def write_recording(
             _put_cases(file, cases)
         for name in sorted(stacks):
             _put_map(file, schema.map_field(name), stacks[name])
+
+
+def json_attribute(value: Mapping[str, Any], what: str) -> str:
+    """JSON text that fits into an attribute; UsageError where it does not."""
+    text = json.dumps(dict(value), sort_keys=True, allow_nan=False)
+    if len(text.encode()) > MAX_ATTRIBUTE:
+        raise UsageError(
+            f"{what} is {len(text.encode())} bytes, HDF5 attributes hold {MAX_ATTRIBUTE}; list fewer parents"
+        )
+    return text
+
+
+@contextmanager
+def new_file(path: str | Path) -> Iterator[h5py.File]:
+    """An HDF5 file to fill, which appears under ``path`` at the end, whole or not at all."""
+    # Built in memory: on a full disk HDF5's own writer leaves half-closed files behind, a plain write does not.
+    options = {"driver": "core", "backing_store": False, "libver": ("earliest", "v114"), "track_order": False}
+    with h5py.File(uuid.uuid4().hex, "w", **options) as file:  # HDF5 wants a name of its own per open file, keeps none
+        yield file
         file.flush()
         image = file.id.get_file_image()
     with repro.atomic_path(path) as temporary:
         temporary.write_bytes(image)
 
 
-def _put(file: h5py.File, field: Field, value: Any) -> None:
+def put(file: h5py.File, field: Field, value: Any) -> None:
     """One dataset as the schema wants it; large ones in chunks of one frame and event, compressed."""
     if field.dtype == "text":
         many = [str(v) for v in value] if field.shape else str(value)
@@ -103,17 +117,17 @@ def _put_subject(file: h5py.File, name: str, value: str | float | int) -> None:
     dtype = schema.SUBJECT_FIELDS.get(name)
     if dtype is None:
         raise UsageError(f"subject field '{name}' is unknown; known: {', '.join(schema.SUBJECT_FIELDS)}")
-    _put(file, Field(f"{schema.SUBJECT}/{name}", (), "-", dtype, ""), value)
+    put(file, Field(f"{schema.SUBJECT}/{name}", (), "-", dtype, ""), value)
 
 
 def _put_map(file: h5py.File, field: Field, stack: MapStack) -> None:
     dtype = "uint8" if stack.values.dtype.kind in "bu" else field.dtype
-    _put(file, Field(field.path, field.shape, field.unit, dtype, field.description), stack.values)
+    put(file, Field(field.path, field.shape, field.unit, dtype, field.description), stack.values)
     beside = Field(schema.companion(field, "coordinates"), ("z", "x", "3"), "m", "float32", "")
-    _put(file, beside, stack.coordinates)
+    put(file, beside, stack.coordinates)
     for name, text in (("unit", stack.unit), ("description", stack.description)):
         if text:
-            _put(file, Field(schema.companion(field, name), (), "-", "text", ""), text)
+            put(file, Field(schema.companion(field, name), (), "-", "text", ""), text)
 
 
 def _put_scan(file: h5py.File, scan: Scan, probe_name: str) -> None:
@@ -123,7 +137,7 @@ def _put_scan(file: h5py.File, scan: Scan, probe_name: str) -> None:
     apodization = np.asarray(scan.apodization)
     if scan.rx_elements is not None:
         delays, apodization = (_spread(a, scan.rx_elements, len(scan.elements)) for a in (delays, apodization))
-        _put(file, schema.APERTURE, scan.rx_elements)
+        put(file, schema.APERTURE, scan.rx_elements)
     kind = "linear" if np.ptp(np.asarray(scan.elements)[:, 1:], axis=0).max() == 0 else "other"
     for field, value in (
         (schema.SAMPLING, scan.sampling_frequency),
@@ -146,7 +160,7 @@ def _put_scan(file: h5py.File, scan: Scan, probe_name: str) -> None:
         (schema.TIME_ORIGIN, firing),
     ):
         if value is not None:
-            _put(file, field, value)
+            put(file, field, value)
 
 
 def _spread(values: np.ndarray, elements: np.ndarray, count: int) -> np.ndarray:
@@ -158,7 +172,7 @@ def _spread(values: np.ndarray, elements: np.ndarray, count: int) -> np.ndarray:
 
 def _put_cases(file: h5py.File, cases: CaseTable) -> None:
     for field in schema.CASE_FIELDS:
-        _put(file, field, getattr(cases, field.name))
+        put(file, field, getattr(cases, field.name))
     where = cases.map_coordinates()
     for field, values in ((schema.SHARP, cases.sharp), (schema.SMOOTH, cases.smooth), (schema.LUNG, cases.lung)):
         about = f"{field.description}; z is the depth below the pleura"

@@ -20,6 +20,7 @@ ATTR_DESCRIPTION = "description"
 ATTR_FORMAT = "lungwave_format"
 ATTR_PROVENANCE = "provenance"
 ATTR_SNR = "snr_db"
+ATTR_MANIFEST = "manifest"
 
 TRACK = "tracks/track_0"
 DATA = f"{TRACK}/data"
@@ -109,6 +110,30 @@ X = Field(f"{OURS}/cases/x", ("x",), "m", "float64", "lateral position of the co
 
 FIELDS: tuple[Field, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Field))
 CASE_FIELDS = tuple(field for field in FIELDS if field.path.startswith(f"{OURS}/cases/"))
+
+POSTERIOR_FORMAT = 1  # of the files below
+_P = "posterior"
+# What posterior.h5 and posterior.npz hold. "out" is every depth band, then the whole depth.
+POSTERIOR_FIELDS = (
+    Field(f"{_P}/samples", ("frame", "sample", "z", "x"), "1", "float16", "samples of the aeration map, air fraction"),
+    Field(f"{_P}/mean", ("frame", "z", "x"), "1", "float32", "mean of the samples"),
+    Field(f"{_P}/std", ("frame", "z", "x"), "1", "float32", "standard deviation of the samples"),
+    Field(f"{_P}/lower", ("frame", "z", "x"), "1", "float32", "lower bound of the central interval of each pixel"),
+    Field(f"{_P}/upper", ("frame", "z", "x"), "1", "float32", "upper bound"),
+    Field(f"{_P}/information", ("frame", "z", "x"), "1", "float32", "1 - posterior variance / prior variance, 0-1"),
+    Field(f"{_P}/information_depth", ("frame", "x"), "m", "float32", "from the pleura on, information is above 0.25"),
+    Field(f"{_P}/bands", ("frame", "sample", "out"), "1", "float32", "samples of percent aeration, fraction"),
+    Field(f"{_P}/categories", ("frame", "sample", "category"), "1", "float32", "category probabilities of each sample"),
+    Field(f"{_P}/category_names", ("category",), "-", "text", "healthy, interstitial, consolidation, ..."),
+    Field(f"{_P}/valid", ("frame", "x"), "1", "uint8", "1 = the column is quantifiable"),
+    Field(f"{_P}/pleura_depth", ("frame", "x"), "m", "float32", "detected depth of the lung surface, NaN = not known"),
+    Field(f"{_P}/x", ("x",), "m", "float64", "lateral position of the columns"),
+    Field(f"{_P}/z", ("z",), "m", "float64", "depth of the rows' centres below the pleura"),
+    Field(f"{_P}/band_edges", ("edge",), "m", "float64", "depth below the pleura"),
+    Field(f"{_P}/level", (), "1", "float64", "of the intervals"),
+    Field(f"{_P}/frame", ("frame",), "1", "int64", "number of the frame among all of the run, withheld ones included"),
+    Field(f"{_P}/name", ("frame",), "-", "text", "name of the frame"),
+)
 
 
 def map_field(name: str) -> Field:
@@ -243,10 +268,10 @@ class CaseTable:
 _ROWS = tuple(f.name for f in fields(CaseTable) if f.name not in ("category", "parameters", "band_edges", "pixel", "x"))
 
 
-def table() -> str:
-    """The fields as a Markdown table; docs/reference/file-format.md holds exactly this text."""
+def table(listed: Sequence[Field] = FIELDS) -> str:
+    """Fields as a Markdown table; docs/reference/file-format.md holds exactly this text of both lists."""
     lines = ["| path | shape | unit | type | content | needed |", "|---|---|---|---|---|---|"]
-    for field in FIELDS:
+    for field in listed:
         shape = f"({', '.join(field.shape)})" if field.shape else "scalar"
         needed = "yes" if field.required else ""
         lines.append(f"| `{field.path}` | {shape} | {field.unit} | {field.dtype} | {field.description} | {needed} |")

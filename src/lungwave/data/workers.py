@@ -38,7 +38,10 @@ def in_parallel(
     finished: SimpleQueue[Future[Result]] = SimpleQueue()
     try:
         parts: dict[Future[Result], range] = {}
-        with _one_thread_each(), _deaf_to_interrupts():  # a worker that is told so only when it runs could still say a traceback before
+        with (
+            _one_thread_each(),
+            _deaf_to_interrupts(),
+        ):  # a worker that is told so only when it runs could still say a traceback before
             for part, job in jobs.items():
                 future = pool.submit(work, *job)
                 parts[future] = part
