@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from lungwave.config import preset
+from lungwave.data.generate import generate
+
 # "ci" draws the same examples every time; HYPOTHESIS_PROFILE=search looks for new ones.
 settings.register_profile("ci", derandomize=True, database=None, deadline=None, max_examples=40)
 settings.register_profile("search", deadline=None, max_examples=1000)
@@ -30,3 +33,11 @@ def shared_data() -> Callable[[str], Path]:
         return folder
 
     return find
+
+
+@pytest.fixture(scope="session")
+def micro_cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """64 lungs of the micro preset as `lungwave generate` writes them, without noise."""
+    folder = tmp_path_factory.mktemp("micro") / "cases"
+    generate(preset("micro").override({"seed": 5}), range(64), folder, workers=1, quiet=True)
+    return folder

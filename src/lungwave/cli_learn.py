@@ -60,6 +60,10 @@ class Train(Planned):
     """Which map of generated cases."""
     quantifiable_only: bool = False
     """Leave out maps with columns that have no truth."""
+    echoes: bool = False
+    """Learn maps given their echoes, the posterior: data is a folder that `lungwave generate` wrote."""
+    paths: tuple[Literal["images", "traces"], ...] = ("images", "traces")
+    """With --echoes: tell the network of delay-and-sum images, of channel data, or of both."""
     classes: bool = False
     """Train by class; classes come from the data or from names like CLASS_NUMBER.png."""
     held_out: float = 0.1
@@ -135,6 +139,11 @@ class Train(Planned):
 
     def plan(self) -> dict[str, Any]:
         """Network, cost and time, from a few steps."""
+        if self.echoes:
+            pairs, posterior = self._pairs, self._posterior
+            from lungwave.prior import conditional
+
+            return conditional.plan_posterior(pairs, posterior, self.out, self.device)
         prior, maps = self._prior, self._maps
         from lungwave.prior import build
 
@@ -142,8 +151,7 @@ class Train(Planned):
 
     def work(self) -> dict[str, Any]:
         """Train, or go on."""
-        prior, maps = self._prior, self._maps
-        from lungwave.prior import build
+        from lungwave.prior import build, conditional
 
         watch = build.Watch(
             log_images=self.log_images,
@@ -153,6 +161,11 @@ class Train(Planned):
             tensorboard=self.tensorboard,
             quiet=self.quiet,
         )
+        if self.echoes:
+            return conditional.train_posterior(
+                self._pairs, self._posterior, self.out, self._command, watch, self.device, (self.data / "config.json",)
+            )
+        maps, prior = self._maps, self._prior
         parents = (self.data,) if self.data.is_file() else ()
         return build.train_prior(maps, prior, self.out, self._command, watch, self.device, parents)
 
@@ -172,6 +185,21 @@ class Train(Planned):
         from lungwave.data.mapset import read_maps
 
         return read_maps(self.data, field=self.field, labels=self.classes, quantifiable_only=self.quantifiable_only)
+
+    @property
+    def _pairs(self) -> Any:
+        output_folder(self.out)
+        if self.classes:
+            raise UsageError("--classes and --echoes exclude each other: categories are read off the posterior's maps")
+        from lungwave.posterior.pairs import Pairs
+
+        return Pairs.read(self.data, self.quiet)
+
+    @property
+    def _posterior(self) -> Any:
+        from lungwave.prior.conditional import Posterior
+
+        return Posterior(self._prior, paths=self.paths)
 
     @property
     def _prior(self) -> Any:

@@ -268,12 +268,19 @@ class Fit(Planned):
         )
 
 
+MOST_SAMPLES = 4096  # of one frame
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reading(Planned):
     """What verbs take that reconstruct."""
 
     model: Path | None = None
-    """Folder that `lungwave fit` wrote; default the model that comes with the package."""
+    """Folder that `lungwave fit` or `lungwave train --echoes` wrote; default the model that comes with the package."""
+    samples: int = 32
+    """Posterior samples of each frame, of a model that draws them; 90 % intervals need 19."""
+    seed: int = 0
+    """Root of the samples' random streams."""
     frames: str | None = None
     """Which frames of each file, a:b; default the first 16."""
     geometry: Path | None = None
@@ -295,10 +302,14 @@ class Reading(Planned):
         frames = self._checked(out)
         from lungwave import runs
 
-        return runs.reconstruct_files(files, out, self.model, frames, self.quiet, self.geometry)
+        return runs.reconstruct_files(
+            files, out, self.model, frames, self.quiet, self.geometry, self.samples, self.seed
+        )
 
     def _checked(self, out: Path) -> range | None:
         output_folder(out)
+        if not 2 <= self.samples <= MOST_SAMPLES:
+            raise UsageError(f"--samples {self.samples} must lie between 2 and {MOST_SAMPLES}")
         return None if self.frames is None else parse_cases(self.frames, "--frames")
 
 

@@ -15,11 +15,10 @@ from lungwave.config import Config
 from lungwave.data.convert import load_any
 from lungwave.data.generate import case_table, received, simulate_case
 from lungwave.data.hdf5 import read_cases, write_recording
-from lungwave.posterior.reconstruct import bundled_model, reconstruct
-from lungwave.posterior.ridge import RidgeModel, load_model
+from lungwave.posterior.reconstruct import SAMPLES, AnyModel, bundled_model, load_any_model, reconstruct
 from lungwave.posterior.summary import Reconstruction
 from lungwave.progress import Progress
-from lungwave.report import write_overview, write_report, write_tables
+from lungwave.report import write_overview, write_posterior, write_report, write_tables
 from lungwave.repro import atomic_path, manifest, provenance, sha256, write_json
 from lungwave.types import LungwaveError, UsageError
 
@@ -79,33 +78,36 @@ def reconstruct_files(
     frames: range | None = None,
     quiet: bool = False,
     geometry: Path | None = None,
+    samples: int = SAMPLES,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Reconstruct frames of RF files into ``out``: report.html, aeration.csv, aeration.json, maps.npz, manifest.json.
 
+    A posterior model draws ``samples`` of each frame and leaves posterior.h5, posterior.npz and maps as PNG as well.
     ``geometry`` is a JSON or TOML file with what the files do not state. Raises:
         UsageError: a file or the frames cannot be used; nothing is written.
     """
     if not paths:
         raise UsageError("no RF file given; name at least one")
-    ridge = load_model(model) if model is not None else bundled_model()
+    used = load_any_model(model) if model is not None else bundled_model()
     results: list[Reconstruction] = []
     with Progress(len(paths), "reconstruct", quiet=quiet) as progress:
         for path in paths:
-            results += _reconstruct_one(Path(path), ridge, frames, geometry)
+            results += _reconstruct_one(Path(path), used, frames, geometry, samples, seed)
             progress.advance()
     about = manifest(
-        ridge.config.to_json(),
-        ridge.config.seed,
+        used.config.to_json(),
+        used.config.seed,
         command=f"lungwave reconstruct {' '.join(Path(p).name for p in paths)}",
         input={Path(p).name: sha256(p) for p in paths},
-        model=ridge.trained,
+        model=used.trained,
     )
     title = f"Reconstruction of {Path(paths[0]).name}" if len(paths) == 1 else f"Reconstruction of {len(paths)} files"
     return _write(results, out, title, about, None)
 
 
 def _reconstruct_one(
-    path: Path, ridge: RidgeModel, frames: range | None, geometry: Path | None
+    path: Path, model: AnyModel, frames: range | None, geometry: Path | None, samples: int, seed: int
 ) -> list[Reconstruction]:
     recording = load_any(path, geometry)
     total = len(recording.rf)
@@ -120,10 +122,12 @@ def _reconstruct_one(
         cases = None  # a foreign file holds no truth
     return reconstruct(
         Recording(recording.rf[chosen], recording.scan, recording.probe_name, recording.description),
-        ridge,
+        model,
         names=[f"{path.name}, frame {i} of {total}" for i in chosen],
         truths=None if cases is None else [cases.truth(i) for i in range(len(chosen))],
         categories=None if cases is None else cases.category,
+        samples=samples,
+        seed=seed,
     )
 
 
@@ -132,6 +136,7 @@ def _write(
 ) -> dict[str, Any]:
     report = write_report(results, out / "report.html", title=title, manifest=about, timing=timing)
     write_tables(results, out, manifest=about)
+    write_posterior(results, out, manifest=about)
     write_json(out / "manifest.json", about)
     kept = [(i, r) for i, r in enumerate(results) if r.aeration is not None]
     if kept:

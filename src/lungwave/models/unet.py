@@ -83,6 +83,7 @@ class Condition:
     image: Float[Tensor, "n k z x"] | None = None
     vector: Float[Tensor, "n v"] | None = None
     tokens: Float[Tensor, "n token width"] | None = None
+    traces: Float[Tensor, "n tx el time"] | None = None  # what an encoder turns into further images
 
     def take(self, index: Any) -> Condition:
         """The condition of some samples."""

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex, Float
 from scipy.ndimage import gaussian_filter1d
+from torch import Tensor
 
 from lungwave.acoustics.beamform import Beamformer, PixelGrid, transmit_delay
 from lungwave.acoustics.iq import analytic
@@ -76,12 +77,21 @@ class EchoReader:
 
     def __call__(self, rf: Frames) -> Echoes:
         """Energies of a batch of frames."""
+        return self.energies(rf, *self.images(rf))
+
+    def images(self, rf: Frames) -> tuple[Complex[Tensor, "frame tx z x"], Float[Tensor, "frame tx z x"]]:
+        """Beamformed image and mean square of the delayed channels, of every event."""
         with torch.no_grad():
             iq = analytic(torch.as_tensor(np.ascontiguousarray(rf, np.float32)), self.beamformer.scan)
-            images, power = self.beamformer.das(iq), self.beamformer.power(iq)
-            single = images.abs().square().mean(1).double().numpy()
-            compound = images.mean(1).abs().square().double().numpy()
-            channel = power.mean(1).double().numpy()
+            return self.beamformer.das(iq), self.beamformer.power(iq)
+
+    def energies(
+        self, rf: Frames, images: Complex[Tensor, "frame tx z x"], power: Float[Tensor, "frame tx z x"]
+    ) -> Echoes:
+        """What ``__call__`` gives, from images that are there already."""
+        single = images.abs().square().mean(1).double().numpy()
+        compound = images.mean(1).abs().square().double().numpy()
+        channel = power.mean(1).double().numpy()
         within = (self.z >= self.search[0]) & (self.z <= self.search[1])
         reference = np.maximum(single[:, within].mean((1, 2)), np.finfo(np.float32).tiny)
         scale = reference[:, None, None]
@@ -95,7 +105,7 @@ def column_features(echoes: Echoes, pleura_depth: Float[np.ndarray, "frame x"]) 
     """Log energy and coherences of each column at ``DEPTHS`` below the detected pleura."""
     depths = DEPTHS * echoes.wavelength
     return np.concatenate(
-        [_below(image, echoes.z, pleura_depth, depths) for image in echoes.logs(LATERAL_SMOOTHING, axial=0.3)], 1
+        [below(image, echoes.z, pleura_depth, depths) for image in echoes.logs(LATERAL_SMOOTHING, axial=0.3)], 1
     )
 
 
@@ -134,7 +144,7 @@ def global_features(
     return np.concatenate([columns.mean(2), columns.std(2), channels], 1)
 
 
-def _below(
+def below(
     image: Float[np.ndarray, "frame z x"],
     z: Float[np.ndarray, " z"],
     pleura_depth: Float[np.ndarray, "frame x"],

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 from scipy.ndimage import gaussian_filter1d
+from scipy.special import softmax
 
 from lungwave.posterior.echoes import Echoes
 
@@ -14,6 +15,7 @@ OFFSETS = np.arange(-12, 13, 2)  # rows above and below a candidate that the det
 TARGET_WIDTH = 0.2  # [wavelength] of the bump that marks the true pleura in training
 STEP_PENALTY = 0.3  # score that one row of jump between neighbouring columns costs
 PATH_SMOOTHING = 0.6  # [wavelength]
+SHARPNESS = 20.0  # of the softmax over scores; the bump they are fitted to is one high
 TRAIN_EVERY = 4  # columns skipped in training; neighbours say the same
 
 
@@ -28,12 +30,23 @@ class PleuraDetector:
 
     def detect(self, echoes: Echoes) -> Float[np.ndarray, "frame x"]:
         """Depth of the pleura in every column [m]."""
+        return self.path(echoes)[0]
+
+    def path(self, echoes: Echoes) -> tuple[Float[np.ndarray, "frame x"], Float[np.ndarray, "frame x"]]:
+        """Depth of the pleura in every column [m], and how far from it the score would put it as well [m].
+
+        The second is the root mean square distance of the candidates from the path under a softmax of their scores: no
+        standard error, but it grows with it.
+        """
         candidates = _features(echoes, self.search)
         score = ((candidates - self.mean) / self.scale) @ self.weight
-        rows = _smoothest_path(score)
-        depth = _candidates(echoes, self.search)[rows]
+        depths = _candidates(echoes, self.search)
+        depth = depths[_smoothest_path(score)]
         pixel = echoes.x[1] - echoes.x[0]
-        return gaussian_filter1d(depth, PATH_SMOOTHING * echoes.wavelength / pixel, axis=1, mode="nearest")
+        smooth = gaussian_filter1d(depth, PATH_SMOOTHING * echoes.wavelength / pixel, axis=1, mode="nearest")
+        weight = softmax(SHARPNESS * score, axis=1)
+        doubt = np.sqrt((weight * (depths[None, :, None] - smooth[:, None]) ** 2).sum(1))
+        return smooth, doubt
 
 
 def fit_detector(
@@ -50,7 +63,7 @@ def fit_detector(
         square, moment = square + rows.T @ rows, moment + rows.T @ bump
     mean = np.asarray(total) / count
     covariance = np.asarray(square) - count * np.outer(mean, mean)
-    scale = np.sqrt(np.diag(covariance) / count) + 1e-9
+    scale = np.sqrt(np.maximum(np.diag(covariance), 0) / count) + 1e-9  # of a constant, rounding may leave -1e-12
     normal = covariance / np.outer(scale, scale) + penalty * np.eye(len(mean))
     weight = np.linalg.solve(normal, (np.asarray(moment) - mean * target) / scale)
     return PleuraDetector(weight, mean, scale, search)

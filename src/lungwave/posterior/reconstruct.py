@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -12,14 +13,22 @@ from lungwave.acoustics.bmode import BMode, bmode, display_grid
 from lungwave.acoustics.probe import Recording, Scan
 from lungwave.acoustics.receive import output_samples
 from lungwave.phantom.aeration import Truth, map_columns
+from lungwave.posterior.adapt import adapt
+from lungwave.posterior.amortized import KIND as POSTERIOR
+from lungwave.posterior.amortized import PosteriorModel, load_posterior
 from lungwave.posterior.information import information_depth
 from lungwave.posterior.linear import LEVELS
 from lungwave.posterior.ridge import Estimate, RidgeModel, load_model
-from lungwave.posterior.summary import Band, Reconstruction
+from lungwave.posterior.summary import Band, Reconstruction, summarise
 from lungwave.types import MM
 
 BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "models" / "ridge-tiny"
 LEVEL = 0.9
+METHOD = "posterior"
+SAMPLES = 32  # of a posterior: 90 % intervals need 19
+AnyModel: TypeAlias = RidgeModel | PosteriorModel
+UNSURE = 0.5 * MM  # [m] mean doubt of the pleura that deserves a remark
+UNSURE_TEXT = "The pleural line is uncertain: it may lie half a millimetre or more from where it was taken."
 PIXELS_PER_WAVELENGTH = 6  # of the B-mode, smooth to the eye
 
 
@@ -73,13 +82,15 @@ def _degrees(scan: Scan) -> str:
 
 def reconstruct(
     recording: Recording,
-    model: RidgeModel | None = None,
+    model: AnyModel | None = None,
     *,
     names: Iterable[str] | None = None,
     truths: Iterable[Truth | None] | None = None,
     categories: Iterable[str] | None = None,
+    samples: int = SAMPLES,
+    seed: int = 0,
 ) -> list[Reconstruction]:
-    """One result per frame of ``recording``.
+    """One result per frame of ``recording``; a posterior model draws ``samples`` of each.
 
     The aeration is withheld, with the reason, where geometry or echoes lie outside what the model was trained on;
     the B-mode is drawn all the same. Raises UsageError where the recording itself is unusable.
@@ -88,8 +99,10 @@ def reconstruct(
     model = model or bundled_model()
     frames = len(recording.rf)
     labels = list(names) if names is not None else [f"frame {i}" for i in range(frames)]
-    known = list(truths) if truths is not None else [None] * frames
+    known: list[Truth | None] = list(truths) if truths is not None else [None] * frames
     kinds = list(categories) if categories is not None else [""] * frames
+    if isinstance(model, PosteriorModel):
+        return _sampled(recording, model, labels, known, kinds, samples, seed)
     trained = model.scan
     grid = model.config.grid
     trained_samples = output_samples(grid.steps * grid.time_step, trained.sampling_frequency)
@@ -113,6 +126,62 @@ def reconstruct(
             results.append(Reconstruction(labels[i], "ridge", picture, withheld=why, truth=known[i], manifest=about))
         else:
             results.append(_result(labels[i], model, estimate, i, picture, known[i], about))
+    return results
+
+
+def load_any_model(folder: Path) -> AnyModel:
+    """Read a ridge or a posterior model. UsageError where the folder holds neither."""
+    inside = folder / "model" if (folder / "model").is_dir() else folder
+    try:
+        kind = json.loads((inside / "config.json").read_text(encoding="utf-8")).get("kind")
+    except (OSError, ValueError, AttributeError):
+        kind = None
+    return load_posterior(inside) if kind == POSTERIOR else load_model(inside)
+
+
+def _sampled(
+    recording: Recording, model: PosteriorModel, labels: list[str], known: list[Truth | None], kinds: list[str],
+    samples: int, seed: int,
+) -> list[Reconstruction]:  # fmt: skip
+    """Results of a posterior model."""
+    config, scan = model.config, model.scan
+    length = output_samples(config.grid.steps * config.grid.time_step, scan.sampling_frequency)
+    fitted = adapt(recording, scan, length)
+    fine = recording.scan.sound_speed / recording.scan.center_frequency / PIXELS_PER_WAVELENGTH
+    pixels = display_grid(recording.scan, recording.rf.shape[2], fine)
+    pictures = [bmode(recording, pixels, frame=i) for i in range(len(labels))]
+    about = [{"category": kind} if kind else {} for kind in kinds]
+    if fitted.reason is not None:
+        why = f"Outside the trained range: {fitted.reason}. Train a model for this acquisition with 'lungwave train'."
+        given = zip(labels, pictures, known, about, strict=True)
+        return [Reconstruction(n, METHOD, p, withheld=why, truth=t, manifest=facts) for n, p, t, facts in given]
+    drawn = model.draw(fitted.rf, samples, seed=seed)
+    results = []
+    for i, (label, picture, truth, facts) in enumerate(zip(labels, pictures, known, about, strict=True)):
+        if drawn.novelty[i] > 1:
+            why = (
+                f"Outside the trained range: the echoes lie {drawn.novelty[i]:.2g} times as far from the training "
+                "cases as the furthest of them. Check gain, contact and that this is lung."
+            )
+            results.append(Reconstruction(label, METHOD, picture, withheld=why, truth=truth, manifest=facts))
+            continue
+        posterior = summarise(
+            drawn.maps[i], drawn.bands[i], drawn.categories[i], model.prior_std, config.map, LEVEL,
+            category_names=model.categories.names,
+        )  # fmt: skip
+        flags = fitted.flags if drawn.doubt[i].mean() < UNSURE else (*fitted.flags, UNSURE_TEXT)
+        results.append(
+            Reconstruction.of(
+                label,
+                METHOD,
+                picture,
+                posterior,
+                pleura_depth=drawn.pleura_depth[i],
+                truth=truth,
+                flags=flags,
+                manifest={**facts, "calls": drawn.calls, "samples": samples, "novelty": float(drawn.novelty[i])},
+            )
+        )
     return results
 
 

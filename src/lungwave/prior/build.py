@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +29,7 @@ from lungwave.training import state
 from lungwave.training.loop import Listener, TrainConfig, Training
 from lungwave.training.objective import Denoising, squared_error
 from lungwave.training.ranks import Ranks, joined
-from lungwave.training.source import Draws, MapSource
+from lungwave.training.source import Batch, Draws, MapSource, Source
 from lungwave.types import UsageError
 
 MODEL = "model"  # folder of the finished model in that of the training
@@ -176,17 +176,21 @@ def denoiser_of(net: UNet, kind: Kind | Literal["wiener"], spectrum: Tensor | No
     return Wiener(net, spectrum)
 
 
+def timed(run: Training) -> float:
+    """Images a second, from a few steps."""
+    run.advance()  # the first step is slower: libraries choose their kernels
+    clock = time.perf_counter()
+    for _ in range(PROBE_STEPS):
+        run.advance()
+    return PROBE_STEPS * run.config.batch / (time.perf_counter() - clock)
+
+
 def plan_training(maps: MapSet, prior: Prior, out: Path, device: str = "auto") -> dict[str, Any]:
     """What a training would be, with the time of a few steps."""
     made = materials(maps, prior)
     about = describe(made.network, made.size)
     with joined(device) as ranks:
-        run = training(made, replace(prior, train=replace(prior.train, images=10**9)), None, ranks)
-        run.advance()  # the first step is slower: libraries choose their kernels
-        clock = time.perf_counter()
-        for _ in range(PROBE_STEPS):
-            run.advance()
-        rate = PROBE_STEPS * prior.train.batch / (time.perf_counter() - clock)
+        rate = timed(training(made, replace(prior, train=replace(prior.train, images=10**9)), None, ranks))
     seconds = prior.train.images / rate
     limit = prior.train.minutes
     return {
@@ -233,58 +237,81 @@ def train_prior(
         if watch.tensorboard:
             listeners.append(TensorBoard(out))
         run = training(made, prior, out, ranks, tuple(listeners))
-        with state.alone(out) if ranks.first else nullcontext():
-            if not run.run() or not ranks.first:
-                return {}
-            about = {"model": str(out / MODEL), "images": run.images, "minutes": run.seconds / 60}
-            if run.began == run.images and prior.sigma_rel is None and (out / MODEL / "config.json").exists():
-                return {"already_finished": True, **about}
-            return {**about, **export(run, made, prior, command(run.images), parents)}
+        return completed(run, prior, lambda: export(run, made, prior, command(run.images), parents))
+
+
+def completed(run: Training, prior: Prior, export: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Train to the end, alone in the folder, then ``export``; what came out, on the first rank.
+
+    A model that an earlier run finished is not made again, unless another length of the average is asked for.
+    """
+    assert run.folder is not None
+    with state.alone(run.folder) if run.ranks.first else nullcontext():
+        if not run.run() or not run.ranks.first:
+            return {}
+        about = {"model": str(run.folder / MODEL), "images": run.images, "minutes": run.seconds / 60}
+        if run.began == run.images and prior.sigma_rel is None and (run.folder / MODEL / "config.json").exists():
+            return {"already_finished": True, **about}
+        return {**about, **export()}
 
 
 def export(run: Training, made: Materials, prior: Prior, command: str, parents: Sequence[Path] = ()) -> dict[str, Any]:
     """Write the model folder: weights averaged afterwards, over the length that is best on held-out maps."""
     out = run.folder
     assert out is not None
+    with best_average(run, made.held_out, prior) as (best, losses):
+        save_model(
+            out / MODEL,
+            run.model,
+            made.scaling,
+            made.size,
+            card=_card(made),
+            command=command,
+            trained=account(run, made.held_out, best, losses),
+            statistics={"mean": made.scaling.mean, "std": made.scaling.std},
+            classes=made.classes,
+            settings=run.facts,
+            seed=prior.train.seed,
+            parents=parents,
+            dtype=prior.storage,
+        )
+    return {"average_sigma_rel": best, "held_out_loss": losses.get(best)}
+
+
+@contextmanager
+def best_average(run: Training, held_out: Source | None, prior: Prior) -> Iterator[tuple[float, dict[float, float]]]:
+    """The model with averaged weights, of the length with the least loss on held-out maps; and all these losses."""
+    assert run.folder is not None
     run.snapshot()
-    lengths = CANDIDATES if prior.sigma_rel is None and made.held_out is not None else (prior.sigma_rel or 0.1,)
-    averages = state.posthoc(out, run.images, run.step, lengths)
+    lengths = CANDIDATES if prior.sigma_rel is None and held_out is not None else (prior.sigma_rel or 0.1,)
+    averages = state.posthoc(run.folder, run.images, run.step, lengths)
     own = {key: value.detach().clone() for key, value in run.model.state_dict().items()}
     losses = {}
     for length, weights in averages.items():
         run.model.load_state_dict({**own, **weights})
-        if made.held_out is not None:
-            losses[length] = held_out_loss(run, made.held_out, prior.task)
+        if held_out is not None:
+            losses[length] = held_out_loss(run, held_out)
     best = min(losses, key=losses.__getitem__) if losses else lengths[0]
     run.model.load_state_dict({**own, **averages[best]})
-    trained = {
+    try:
+        yield best, losses
+    finally:
+        run.model.load_state_dict(own)
+
+
+def account(run: Training, held_out: Source | None, best: float, losses: Mapping[float, float]) -> dict[str, Any]:
+    """What a finished training was, for the card."""
+    return {
         "images": run.images,
-        "epochs": round(run.images / len(made.source), 2),
+        "epochs": round(run.images / len(run.source), 2),
         "steps": run.step,
         "minutes": round(run.seconds / 60, 1),
-        "maps": len(made.source),
-        "held_out_maps": 0 if made.held_out is None else len(made.held_out),
-        "data_sha256": made.source.digest,
+        "maps": len(run.source),
+        "held_out_maps": 0 if held_out is None else len(held_out),
+        "data_sha256": run.source.digest,
         "average_sigma_rel": best,
         "held_out_loss": {f"{length:g}": round(loss, 6) for length, loss in losses.items()},
     }
-    save_model(
-        out / MODEL,
-        run.model,
-        made.scaling,
-        made.size,
-        card=_card(made),
-        command=command,
-        trained=trained,
-        statistics={"mean": made.scaling.mean, "std": made.scaling.std},
-        classes=made.classes,
-        settings=run.facts,
-        seed=prior.train.seed,
-        parents=parents,
-        dtype=prior.storage,
-    )
-    run.model.load_state_dict(own)
-    return {"average_sigma_rel": best, "held_out_loss": losses.get(best)}
 
 
 def _card(made: Materials) -> str:
@@ -295,19 +322,29 @@ def _card(made: Materials) -> str:
     )
 
 
-def held_out_loss(run: Training, source: MapSource, task: Denoising, count: int = 256) -> float:
-    """Training loss on held-out maps: ``count`` pairs of map and noise level, levels spread as in training."""
+def held_out_loss(run: Training, source: Source, count: int = 256) -> float:
+    """Training loss on ``count`` held-out images; each has the same random numbers in every check."""
+    task = run.task
+    if not isinstance(task, Denoising):  # where an image would only come again, without other noise
+        count = min(count, len(source))
     row = np.arange(count)
-    quantile = (row / GOLDEN) % 1 * 0.998 + 0.001  # any stretch of it is spread evenly
-    sigma = torch.from_numpy(task.p_mean + task.p_std * ndtri(quantile)).exp().float()
     device, total = run.ranks.device, 0.0
     run.model.eval()
     with torch.no_grad():
         for part in np.array_split(row, -(-count // 64)):
             clean, cond = source.images(part % len(source), None)
-            noise = Draws(0, part).normal("held out", clean.shape[1:]).to(device)
-            at = sigma[part].to(device)
-            cond = None if cond is None else cond.to(device)
-            error = squared_error(run.model, clean.to(device), noise, at, cond)
-            total += float((task.weights(run.model, at) * error).sum())
+            batch = Batch(clean.to(device), None if cond is None else cond.to(device), Draws(0, part))
+            if isinstance(task, Denoising):
+                total += float(_at_even_levels(run, task, batch).sum())
+            else:
+                total += float(task.losses(run.model, batch)["loss"].sum())
     return total / count
+
+
+def _at_even_levels(run: Training, task: Denoising, batch: Batch) -> Tensor:
+    """The task's losses with noise levels that are spread evenly over those of the training: fewer images tell as
+    much."""
+    quantile = (batch.draws.positions / GOLDEN) % 1 * 0.998 + 0.001  # any stretch of it is spread evenly
+    sigma = torch.from_numpy(task.p_mean + task.p_std * ndtri(quantile)).exp().float().to(batch.clean.device)
+    noise = batch.normal("held out")
+    return task.weights(run.model, sigma) * squared_error(run.model, batch.clean, noise, sigma, batch.cond)

@@ -1,0 +1,224 @@
+"""A posterior from pairs of echoes and maps: put a training together, run it, and export the model.
+
+The network, its loop and its weight average are those of a prior (``build``); what is new is what it is told.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lungwave.data.dataset import split
+from lungwave.models.encoder import Conditional, TraceEncoder
+from lungwave.models.precond import Scaling
+from lungwave.models.unet import UNet, UNetConfig, describe, fitting_strides, level_sizes
+from lungwave.models.wiener import Wiener, mode_variance
+from lungwave.posterior.amortized import Novelty, PosteriorModel, save_posterior
+from lungwave.posterior.conditioning import NUMBERS, Conditioner
+from lungwave.posterior.pairs import Disturbance, Pairs, PairSource, fit_pleura, fit_scales
+from lungwave.posterior.readout import BandReadout, CategoryReadout
+from lungwave.prior.build import MODEL, MOST_ATTENTION, Prior, Watch, account, best_average, completed, timed
+from lungwave.prior.journal import Journal, ProgressLine, SigmaCurves, TensorBoard
+from lungwave.repro import stream
+from lungwave.training.loop import Listener, Training
+from lungwave.training.ranks import Ranks, joined
+from lungwave.types import RESEARCH_USE, UsageError
+
+LEAST_CASES = 60
+NOVELTY_CASES = 1000  # that the novelty is fitted on, at most
+PATHS = ("images", "traces")  # what the network may be told: delay-and-sum images, and channel data by themselves
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What decides a posterior beside its cases."""
+
+    prior: Prior  # network, loss, loop; augmentation of maps alone does not apply
+    disturbance: Disturbance = field(default_factory=Disturbance)
+    paths: tuple[str, ...] = PATHS
+    trace_channels: int = 32  # of the encoder
+    trace_images: int = 4  # that come out of it
+
+    def __post_init__(self) -> None:
+        unknown = [path for path in self.paths if path not in PATHS]
+        if unknown or not self.paths:
+            raise UsageError(f"paths {' '.join(self.paths) or 'none'}: give one or both of {' '.join(PATHS)}")
+        if self.prior.kind != "wiener":
+            raise UsageError(f"--kind {self.prior.kind} cannot be told of echoes; leave it at wiener")
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """All that a posterior is made of, ready to train."""
+
+    model: Conditional
+    network: UNetConfig
+    source: PairSource
+    held_out: PairSource
+    exported: PosteriorModel  # around ``model``; its novelty is fitted when it is written
+
+
+def ingredients(pairs: Pairs, plan: Posterior) -> Ingredients:
+    """Split by base anatomy, fit detector, scales and readouts on the training side, make the network."""
+    prior = plan.prior
+    seed = prior.train.seed
+    if len(pairs) < LEAST_CASES:
+        raise UsageError(f"{len(pairs)} quantifiable cases; a posterior needs at least {LEAST_CASES}, generate more")
+    if not 0 < prior.held_out < 1:
+        raise UsageError(f"--held-out {prior.held_out:g} must be a share between 0 and 1: a posterior is tested on it")
+    inside, outside = split(pairs.cases.base_id, (1 - prior.held_out, prior.held_out), seed)
+    kept, held = pairs.take(inside), pairs.take(outside)
+    detector = fit_pleura(kept, plan.disturbance.snr_db, seed)
+    conditioner = Conditioner(kept.config, kept.scan, detector)
+    scales = fit_scales(kept, conditioner, plan.disturbance.snr_db, seed)
+    maps = np.asarray(kept.cases.smooth, np.float64)
+    scaling = Scaling(float(maps.mean()), float(maps.std()))
+    spectrum = mode_variance(scaling.to_network(torch.from_numpy(maps[:, None])))
+    source, other = (PairSource(part, scaling, scales, detector, plan.disturbance, seed) for part in (kept, held))
+    network, model = _networks(plan, conditioner, spectrum)
+    exported = PosteriorModel(
+        model,
+        scaling,
+        scales,
+        detector,
+        BandReadout.fit(maps, kept.aeration),
+        CategoryReadout.fit(maps, kept.cases.category),
+        Novelty(np.zeros(1), np.ones(1), np.eye(1), 1.0),
+        maps.std(0),
+        kept.config,
+        {},
+    )
+    return Ingredients(model, network, source, other, exported)
+
+
+def _networks(plan: Posterior, conditioner: Conditioner, spectrum: torch.Tensor) -> tuple[UNetConfig, Conditional]:
+    """The network for these images, with the encoder of the traces; the same seed gives the same weights."""
+    prior, size = plan.prior, (conditioner.config.map.rows, conditioner.config.map.columns)
+    images = len(conditioner.image_names) if "images" in plan.paths else 0
+    traces = plan.trace_images if "traces" in plan.paths else 0
+    network = replace(
+        prior.network,
+        strides=prior.network.strides or fitting_strides(size, len(prior.network.channel_mult), prior.network.patch),
+        image_channels=1 + images + traces,
+        vector=len(NUMBERS),
+    )
+    places = [level for level, (z, x) in enumerate(level_sizes(network, size)) if z * x <= MOST_ATTENTION]
+    network = replace(network, attention=tuple(places) if prior.attention is None else prior.attention)
+    describe(network, size)  # refuses sizes that do not fit
+    torch.manual_seed(int(stream(prior.train.seed, "weights").integers(2**63)))
+    net, encoder = UNet(network), None
+    if traces:
+        config = conditioner.encoder_config(
+            patch=network.patch, channels=plan.trace_channels, images=traces, dropout=network.dropout
+        )
+        encoder = TraceEncoder(config, conditioner.places())
+    return network, Conditional(Wiener(net, spectrum), encoder, "images" in plan.paths)
+
+
+def training(
+    made: Ingredients, plan: Posterior, folder: Path | None, ranks: Ranks, listeners: Sequence[Listener] = ()
+) -> Training:
+    """The training of a posterior."""
+    encoder = made.model.encoder
+    facts = {
+        "network": json.loads(json.dumps(asdict(made.network))),
+        "encoder": None if encoder is None else json.loads(json.dumps(asdict(encoder.config))),
+        "paths": list(plan.paths),
+        "held_out": plan.prior.held_out,
+    }
+    return Training(
+        made.model, made.source, plan.prior.task, plan.prior.train, folder,
+        listeners=listeners, ranks=ranks, facts=facts,
+    )  # fmt: skip
+
+
+def plan_posterior(pairs: Pairs, plan: Posterior, out: Path, device: str = "auto") -> dict[str, Any]:
+    """What a training would be, with the time of a few steps."""
+    made, prior = ingredients(pairs, plan), plan.prior
+    about = describe(made.network, made.exported.size)
+    with joined(device) as ranks:
+        endless = replace(plan, prior=replace(prior, train=replace(prior.train, images=10**9)))
+        rate = timed(training(made, endless, None, ranks))
+    seconds = prior.train.images / rate
+    limit = prior.train.minutes
+    return {
+        "cases": len(made.source),
+        "held_out": len(made.held_out),
+        **{key: about[key] for key in ("size", "levels", "attention", "gmac")},
+        "parameters": sum(value.numel() for value in made.model.parameters()),
+        "images": prior.train.images,
+        "epochs": prior.train.images / len(made.source),
+        "batch": prior.train.batch,
+        "images_per_second": rate,
+        "seconds": seconds if limit is None else min(seconds, 60 * limit),
+        "out": str(out),
+    }
+
+
+def train_posterior(
+    pairs: Pairs,
+    plan: Posterior,
+    out: Path,
+    command: Callable[[int], str],
+    watch: Watch | None = None,
+    device: str = "auto",
+    parents: Sequence[Path] = (),
+) -> dict[str, Any]:
+    """Train, or go on training, in ``out``; the model is in ``out/model`` when it is finished.
+
+    Returns what came out, on the first rank; nothing on the others. Raises UsageError where ``out`` holds a training
+    with other settings, LungwaveError where the loss is not finite or a file cannot be written.
+    """
+    watch = watch or Watch()
+    made = ingredients(pairs, plan)
+    with joined(device) as ranks:
+        journal = Journal(out, watch.log_images)
+        listeners: list[Listener] = [] if watch.quiet else [ProgressLine()]
+        listeners += [journal, SigmaCurves(journal, made.source, made.held_out, watch.check_images, watch.check_maps)]
+        if watch.tensorboard:
+            listeners.append(TensorBoard(out))
+        run = training(made, plan, out, ranks, tuple(listeners))
+
+        def finish() -> dict[str, Any]:
+            with best_average(run, made.held_out, plan.prior) as (best, losses):
+                trained = account(run, made.held_out, best, losses)
+                export(made, plan, out / MODEL, command(run.images), trained, run.facts, parents)
+            return {"average_sigma_rel": best, "held_out_loss": losses.get(best)}
+
+        return completed(run, plan.prior, finish)
+
+
+def export(
+    made: Ingredients, plan: Posterior, folder: Path, command: str, trained: dict[str, Any],
+    settings: dict[str, Any], parents: Sequence[Path] = (),
+) -> None:  # fmt: skip
+    """Write the model folder with the weights that ``made.model`` holds now."""
+    model = replace(
+        made.exported,
+        novelty=fit_novelty(made.source),
+        about={"trained": {**trained, "snr_db": list(plan.disturbance.snr_db)}},
+    )
+    z, x = model.size
+    card = (
+        f"# Posterior of {z} x {x} aeration maps given echoes\n\n"
+        f"A diffusion model of lung aeration maps (fraction of air, 0-1), told of {' and '.join(plan.paths)} of "
+        f"{made.exported.scan.transmits} transmits of the acquisition in config.json. Simulated lungs only. "
+        f"Use it with `lungwave reconstruct`.\n\nMade by\n\n```\n{command}\n```\n\n{RESEARCH_USE}\n"
+    )
+    save_posterior(
+        folder, model, card=card, command=command, settings=settings, seed=plan.prior.train.seed, parents=parents,
+        dtype=plan.prior.storage,
+    )  # fmt: skip
+
+
+def fit_novelty(source: PairSource) -> Novelty:
+    """How far apart the training recordings are."""
+    rows = np.unique(np.linspace(0, len(source) - 1, min(NOVELTY_CASES, len(source))).round().astype(int))
+    conditions = [source.images(part, None)[1] for part in np.array_split(rows, -(-len(rows) // 50))]
+    return Novelty.fit([cond for cond in conditions if cond is not None])
