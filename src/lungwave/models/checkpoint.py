@@ -106,7 +106,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Model:
         config = network_config(about["network"])
         scaling, size = _scaling(about["scaling"]), _size(about["size"])
         check_size(config, size)
-        state = _read_weights(folder / WEIGHTS)
+        state = read_weights(folder / WEIGHTS)
         denoiser = rebuild_denoiser(about["denoiser"], empty_network(config), state.pop(SPECTRUM, None), size)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, UsageError) as error:
         raise UsageError(f"{folder / ABOUT} is not of this format ({_reason(error)}); train or copy it again") from None
@@ -269,7 +269,8 @@ def rebuild_denoiser(
     raise UsageError(f"denoiser kind {facts['kind']!r} is unknown")
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, which holds nothing else. UsageError for a damaged one."""
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:

@@ -50,7 +50,7 @@ class PleuraDetector:
 
 
 def fit_detector(
-    batches: list[tuple[Echoes, Float[np.ndarray, "frame x"]]], search: tuple[float, float], penalty: float = 10.0
+    batches: list[tuple[Echoes, Float[np.ndarray, "_ x"]]], search: tuple[float, float], penalty: float = 10.0
 ) -> PleuraDetector:
     """Ridge regression of a bump at the true pleura on what surrounds each candidate depth."""
     count, total, square, moment, target = 0, 0.0, 0.0, 0.0, 0.0
