@@ -29,6 +29,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "sample": ("cli_learn.Sample", "trained prior -> new maps: NPZ, PNGs and a grid"),
     "reconstruct": ("cli_verbs.Reconstruct", "RF file -> B-mode, aeration map, percent aeration with interval"),
     "report": ("cli_verbs.Report", "several RF files -> one report"),
+    "evaluate reconstruction": ("cli_evaluate.Reconstruction", "models on unseen cases: errors, calibration, pictures"),
     "legacy": ("legacy", "the commands of improved-diffusion with their own flags: image_train, image_sample ..."),
     "model info": ("cli_models.ModelInfo", "what a model holds: network, cost, and what its file does not say"),
     "model import": ("cli_models.ModelImport", "OpenAI's .pt or a diffusers folder -> a model that `sample` runs"),
@@ -120,7 +121,8 @@ def _joined(words: list[str]) -> list[str]:
 
 def help_text(names: Sequence[str] = tuple(VERBS)) -> str:
     """The top-level help, or that of a family of verbs."""
-    rows = "\n".join(f"  {name:<14} {VERBS[name][1]}" for name in names)
+    width = max(map(len, names))
+    rows = "\n".join(f"  {name:<{width}} {VERBS[name][1]}" for name in names)
     return f"""\
 usage: lungwave COMMAND [options]
 

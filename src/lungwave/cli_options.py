@@ -23,6 +23,7 @@ from lungwave.config import Config, preset
 from lungwave.types import RESEARCH_USE, UsageError
 
 SETTING = re.compile(r"--([A-Za-z_][\w-]*(?:\.[A-Za-z_][\w-]*)+)(?:=(.*))?", re.DOTALL)
+Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]  # the option may be given several times
 RULE = re.compile(r"[─━\-]{8,}")  # the line that tyro draws below its message
 
 
@@ -71,7 +72,7 @@ class Configured(Planned):
     """Named settings that the rest overrides: micro, tiny (default) or paper."""
     config: Path | None = None
     """TOML file of settings; may name its own preset."""
-    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    set: Repeated = ()
     """One setting, as key=value; may be repeated."""
     seed: int | None = None
     """Root of all random streams."""

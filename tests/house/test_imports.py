@@ -32,10 +32,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("lungwave.training", "lungwave.sample", "lungwave.likelihood"),
     ("lungwave.posterior",),
     ("lungwave.evaluate",),
-    ("lungwave.figures", "lungwave.overview", "lungwave.lungs"),
+    ("lungwave.figures", "lungwave.figures_evaluation", "lungwave.overview", "lungwave.lungs"),
     ("lungwave.prior",),
     ("lungwave.report",),
-    ("lungwave.runs",),
+    ("lungwave.runs", "lungwave.comparison"),
     ("lungwave.legacy",),
     ("lungwave.viewer",),
     (
@@ -44,6 +44,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "lungwave.cli_verbs",
         "lungwave.cli_learn",
         "lungwave.cli_models",
+        "lungwave.cli_evaluate",
         "lungwave.__main__",
     ),
 )

@@ -6,7 +6,7 @@ together or not at all; an interval over pixels would be far too narrow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -35,6 +35,8 @@ class Measured:
 
 def to_json(result: Any) -> Any:
     """A result as JSON can hold it: dataclasses as dicts, arrays and tuples as lists, NaN and infinity as None."""
+    if isinstance(result, Mapping):
+        return {str(key): to_json(value) for key, value in result.items()}
     if is_dataclass(result):
         return {f.name: to_json(getattr(result, f.name)) for f in fields(result)}
     if isinstance(result, np.ndarray):
