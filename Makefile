@@ -7,7 +7,7 @@ PYTEST_FLAGS ?= -n 2
 BIN := $(VENV)/bin
 SECONDS_SINCE = echo "$(1): $$(( $$(date +%s) - start )) s"
 
-.PHONY: demo test lint model clean
+.PHONY: demo test lint model priors clean
 
 demo: $(VENV)/.core
 	@start=$$(date +%s); $(BIN)/lungwave demo --out $(OUT) && $(call SECONDS_SINCE,demo)
@@ -24,6 +24,29 @@ model: $(VENV)/.core
 	$(BIN)/lungwave fit data/train --out src/lungwave/assets/models/ridge-tiny
 	$(BIN)/lungwave generate --preset tiny --seed 2 --cases 0:600 --out data/test
 	$(BIN)/python benchmarks/ridge.py data/test
+
+# The shipped priors and how they compare with lungs of another seed: about four hours on two cores. One core each.
+STRIP := --preset paper --set wall.pleura_depth=[0.015,0.0155] --set grid.depth=0.02 --set map.rows=8 \
+	--set map.bands=[0,0.0008] --view seed
+SMALL := --held-out 0.05 --channels 32 --mult 1 2 2 --blocks 1 --heads 2 --lr 0.002 --warmup 5000 --storage float16
+priors: export OMP_NUM_THREADS = 1
+priors: $(VENV)/.core
+	$(BIN)/lungwave maps --preset tiny --seed 1 --cases 0:12000 --out data/maps_tiny.npz
+	$(BIN)/lungwave maps --preset tiny --seed 2 --cases 0:1000 --out data/maps_tiny_test.npz
+	$(BIN)/lungwave maps $(STRIP) --seed 1 --cases 0:3200 --out data/maps_strip.npz
+	$(BIN)/lungwave maps $(STRIP) --seed 2 --cases 0:600 --out data/maps_strip_test.npz
+	$(BIN)/lungwave train data/maps_tiny.npz --out data/prior-tiny $(SMALL) --images 145600 --patch 4 4 \
+	  --attention 1 2 --dropout 0 --p-mean 0 --p-std 1.8 --decay-images 30000
+	$(BIN)/lungwave train data/maps_strip.npz --out data/prior-strip $(SMALL) --images 62400 --patch 2 2 \
+	  --attention 2 --dropout 0.05 --p-mean -0.3 --p-std 1.7 --decay-images 20000
+	for name in tiny strip; do \
+	  rm -rf src/lungwave/assets/models/prior-$$name && \
+	  cp -r data/prior-$$name/model src/lungwave/assets/models/prior-$$name && \
+	  $(BIN)/python benchmarks/prior.py src/lungwave/assets/models/prior-$$name data/maps_$$name.npz \
+	    data/maps_$${name}_test.npz --count 600 || exit 1; \
+	done
+	$(BIN)/python benchmarks/sample.py src/lungwave/assets/models/prior-tiny data/maps_tiny_test.npz --count 300 \
+	  --report-count 64 --rows "100 steps" "50 steps" Heun DPM UniPC
 
 clean:
 	rm -rf $(VENV) $(OUT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -191,19 +191,25 @@ def plan_training(maps: MapSet, prior: Prior, out: Path, device: str = "auto") -
     about = describe(made.network, made.size)
     with joined(device) as ranks:
         rate = timed(training(made, replace(prior, train=replace(prior.train, images=10**9)), None, ranks))
-    seconds = prior.train.images / rate
-    limit = prior.train.minutes
     return {
         "maps": len(made.source),
         "held_out": 0 if made.held_out is None else len(made.held_out),
         **{key: about[key] for key in ("size", "levels", "attention", "parameters", "gmac")},
+        **budget(prior, len(made.source), rate),
+        "notes": list(maps.notes),
+        "out": str(out),
+    }
+
+
+def budget(prior: Prior, count: int, rate: float) -> dict[str, Any]:
+    """Images and seconds of a training on ``count`` images at ``rate`` images a second."""
+    seconds, limit = prior.train.images / rate, prior.train.minutes
+    return {
         "images": prior.train.images,
-        "epochs": prior.train.images / len(made.source),
+        "epochs": prior.train.images / count,
         "batch": prior.train.batch,
         "images_per_second": rate,
         "seconds": seconds if limit is None else min(seconds, 60 * limit),
-        "notes": list(maps.notes),
-        "out": str(out),
     }
 
 

@@ -23,7 +23,7 @@ from lungwave.posterior.amortized import Novelty, PosteriorModel, save_posterior
 from lungwave.posterior.conditioning import NUMBERS, Conditioner
 from lungwave.posterior.pairs import Disturbance, Pairs, PairSource, fit_pleura, fit_scales
 from lungwave.posterior.readout import BandReadout, CategoryReadout
-from lungwave.prior.build import MODEL, MOST_ATTENTION, Prior, Watch, account, best_average, completed, timed
+from lungwave.prior.build import MODEL, MOST_ATTENTION, Prior, Watch, account, best_average, budget, completed, timed
 from lungwave.prior.journal import Journal, ProgressLine, SigmaCurves, TensorBoard
 from lungwave.repro import stream
 from lungwave.training.loop import Listener, Training
@@ -145,18 +145,12 @@ def plan_posterior(pairs: Pairs, plan: Posterior, out: Path, device: str = "auto
     with joined(device) as ranks:
         endless = replace(plan, prior=replace(prior, train=replace(prior.train, images=10**9)))
         rate = timed(training(made, endless, None, ranks))
-    seconds = prior.train.images / rate
-    limit = prior.train.minutes
     return {
         "cases": len(made.source),
         "held_out": len(made.held_out),
         **{key: about[key] for key in ("size", "levels", "attention", "gmac")},
         "parameters": sum(value.numel() for value in made.model.parameters()),
-        "images": prior.train.images,
-        "epochs": prior.train.images / len(made.source),
-        "batch": prior.train.batch,
-        "images_per_second": rate,
-        "seconds": seconds if limit is None else min(seconds, 60 * limit),
+        **budget(prior, len(made.source), rate),
         "out": str(out),
     }
 
