@@ -46,7 +46,7 @@ priors: $(VENV)/.core
 	    data/maps_$${name}_test.npz --count 600 || exit 1; \
 	done
 	$(BIN)/python benchmarks/sample.py src/lungwave/assets/models/prior-tiny data/maps_tiny_test.npz --count 300 \
-	  --report-count 64 --rows "100 steps" "50 steps" Heun DPM UniPC
+	  --report-count 64 --rows "100 steps" Heun DPM UniPC
 
 clean:
 	rm -rf $(VENV) $(OUT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -60,7 +60,7 @@ def drawn(y: torch.Tensor, denoiser: Denoiser, **how) -> torch.Tensor:
     return found.maps.reshape(len(y), DRAWS, 32)
 
 
-@pytest.mark.parametrize("levels", [3, 25])
+@pytest.mark.parametrize("levels", [3, 10])
 def test_gaussian_twin(levels: int) -> None:
     """Closed form: mean within a tenth of a standard deviation, variance, coverage and chi2, whatever the levels."""
     truth, y, mean, covariance = twin(0)
