@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shlex
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -369,7 +370,7 @@ def main() -> None:
         "sampling": {**asdict(recipe), "calls": drawn.calls, "seconds": drawn.seconds},
     }
     name = options.name or options.model.resolve().name
-    command = f"python benchmarks/prior.py {' '.join(sys.argv[1:])}"
+    command = f"python benchmarks/prior.py {shlex.join(sys.argv[1:])}"
     write_json(
         options.docs / "results" / f"prior_{name}.json",
         {

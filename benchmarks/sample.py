@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -149,7 +150,7 @@ def main() -> None:
     name = options.name or options.model.resolve().name
     about = {
         "name": name,
-        "command": f"python benchmarks/sample.py {' '.join(sys.argv[1:])}",
+        "command": f"python benchmarks/sample.py {shlex.join(sys.argv[1:])}",
         "processor": torch.cuda.get_device_name(options.device) if "cuda" in options.device else platform.machine(),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),

@@ -185,10 +185,10 @@ def check_forward(forward: Forward, x: Float[Tensor, "n c z x"], seed: int = 0) 
     for name, found in (("forward", y), ("jvp", along), ("vjp", back)):
         if not bool(found.isfinite().all()):
             raise LungwaveError(f"{name} gives values that are not finite; look at the range of the maps")
-    size = float((along.flatten(1).norm(dim=1) * u.flatten(1).norm(dim=1)).max()) + 1e-30
-    dot = float(((along * u).flatten(1).sum(1) - (back * v).flatten(1).sum(1)).abs().max()) / size
-    step = EPSILON * float(x.std() + 1e-12)
-    span = min(step, *(float(b) for b in (x.min() - low, high - x.max()) if math.isfinite(float(b)) and float(b) > 0))
+    size = float(along.norm() * u.norm()) + 1e-30
+    dot = abs(float((along * u).sum()) - float((back * v).sum())) / size  # over the batch: leaks are looked for below
+    room = [edge for edge in (float(x.min()) - low, high - float(x.max())) if math.isfinite(edge) and edge > 0]
+    span = min([EPSILON * float(x.std() + 1e-12), *room])
     secant = (forward(x + span * v) - forward(x - span * v)) / (2 * span)
     slope = float((secant - along).norm() / (along.norm() + 1e-30))
     alone = torch.cat([forward(one[None]) for one in x])
