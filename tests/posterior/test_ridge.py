@@ -13,9 +13,9 @@ from lungwave.acoustics.forward import Simulator
 from lungwave.acoustics.probe import Recording
 from lungwave.config import preset
 from lungwave.data.generate import Case, generate, received, simulate_case
-from lungwave.posterior.echoes import EchoReader, channel_features, column_features
+from lungwave.posterior.echoes import EchoReader, channel_features, column_features, reader_of
 from lungwave.posterior.reconstruct import bundled_model, reconstruct
-from lungwave.posterior.ridge import RidgeModel, fit, load_model, reader_of, save_model
+from lungwave.posterior.ridge import RidgeModel, fit, load_model, save_model
 from lungwave.types import UsageError
 
 SEED = 990

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors.torch import save
-from torch import Tensor
 
 from lungwave.acoustics.probe import Scan, sequence
 from lungwave.config import Config
@@ -35,12 +34,12 @@ from lungwave.models.encoder import Conditional
 from lungwave.models.precond import Scaling
 from lungwave.models.unet import Condition
 from lungwave.models.wiener import Wiener
-from lungwave.posterior.conditioning import Conditioner, Read, Scales, scaled
+from lungwave.posterior.conditioning import Conditioner, Read, Scales
 from lungwave.posterior.folder import empty_encoder, opened, pack, read_reader, reader_facts, under, unpack
 from lungwave.posterior.pleura import PleuraDetector
 from lungwave.posterior.readout import BandReadout, CategoryReadout
 from lungwave.repro import manifest, stream
-from lungwave.sample import generate
+from lungwave.sample import Counted, generate
 from lungwave.types import Frames, LungwaveError, UsageError
 
 FORMAT = 1
@@ -130,8 +129,7 @@ class PosteriorModel:
 
     def condition(self, rf: Frames, scan: Scan | None = None) -> tuple[Condition, Read]:
         """What the network is told of frames that are like the trained acquisition."""
-        read = Conditioner(self.config, scan or self.scan, self.detector).read(rf)
-        return scaled(read, self.scales), read
+        return Conditioner(self.config, scan or self.scan, self.detector)(rf, self.scales)
 
     def draw(
         self, rf: Frames, count: int, *, seed: int = 0, names: Sequence[int] | None = None, scan: Scan | None = None,
@@ -165,19 +163,13 @@ class PosteriorModel:
     def _one(
         self, cond: Condition, count: int, seed: int, name: int, sampler: str, steps: int
     ) -> tuple[Float[np.ndarray, "sample z x"], int]:
-        calls = 0
-
-        def counted(x: Tensor, sigma: Tensor, given: Condition | None) -> Tensor:
-            nonlocal calls
-            calls += 1
-            return self.denoiser.denoiser(x, sigma, given)
-
+        counted = Counted(self.denoiser.denoiser)
         key = int(stream(seed, "posterior", name).integers(2**31))
         drawn = generate(
             counted, (1, *self.size), count, seed=key, sampler=sampler, steps=steps, sigma_min=SIGMA_MIN,
             sigma_max=SIGMA_MAX, batch=count, cond=cond,
         )  # fmt: skip
-        return self.scaling.to_data(drawn)[:, 0].clamp(0, 1).numpy().astype(np.float64), calls
+        return self.scaling.to_data(drawn)[:, 0].clamp(0, 1).numpy().astype(np.float64), counted.calls
 
 
 # ---------------------------------------------------------------------------------------------------------- the folder

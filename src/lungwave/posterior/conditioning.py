@@ -20,8 +20,7 @@ from lungwave.acoustics.receive import echo_rms
 from lungwave.config import Config
 from lungwave.models.encoder import STRIDE, EncoderConfig
 from lungwave.models.unet import Condition
-from lungwave.phantom.aeration import map_columns
-from lungwave.posterior.echoes import FLOOR, EchoReader, below
+from lungwave.posterior.echoes import FLOOR, below, reader_of
 from lungwave.posterior.pleura import PleuraDetector
 from lungwave.types import MM, Frames, UsageError
 
@@ -73,9 +72,9 @@ class Conditioner:
     def __init__(self, config: Config, scan: Scan, detector: PleuraDetector, speed: float = 1.0) -> None:
         self.config, self.detector = config, detector
         self.scan = replace(scan, sound_speed=speed * scan.sound_speed)
-        reach = 12 * scan.sound_speed / scan.center_frequency
-        bottom = config.wall.pleura_depth[1] + reach
-        self.reader = EchoReader(self.scan, map_columns(config.map), bottom, detector.search)
+        self.reader = reader_of(config, self.scan, detector.search)
+        middle = np.array([float(self.reader.beamformer.grid.x.mean())])
+        self._down = transmit_delay(self.scan, PixelGrid(self.reader.z, middle)).numpy()[:, :, 0]  # (tx, z)
 
     @property
     def image_names(self) -> tuple[str, ...]:
@@ -136,9 +135,8 @@ class Conditioner:
 
     def _arrival(self, depth: Float[np.ndarray, " frame"]) -> Float[np.ndarray, "frame tx"]:
         """Time [s] from the start of each event's record until the pleura's echo is back at the middle."""
-        scan, middle = self.scan, np.array([float(self.reader.beamformer.grid.x.mean())])
-        down = transmit_delay(scan, PixelGrid(self.reader.z, middle)).numpy()[:, :, 0]
-        there = np.stack([np.interp(depth, self.reader.z, row) for row in down], 1)
+        scan = self.scan
+        there = np.stack([np.interp(depth, self.reader.z, row) for row in self._down], 1)
         return there + depth[:, None] / scan.sound_speed + scan.pulse_delay - scan.start_times
 
     def _traces(self, rf: Frames, depth: np.ndarray, reference: np.ndarray) -> Float[np.ndarray, "frame tx el aligned"]:

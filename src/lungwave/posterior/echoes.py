@@ -17,7 +17,9 @@ from torch import Tensor
 from lungwave.acoustics.beamform import Beamformer, PixelGrid, transmit_delay
 from lungwave.acoustics.iq import analytic
 from lungwave.acoustics.probe import Scan
-from lungwave.types import Frames
+from lungwave.config import Config
+from lungwave.phantom.aeration import map_columns
+from lungwave.types import MM, Frames
 
 ROWS_PER_WAVELENGTH = 5
 FLOOR = 1e-12  # relative to the reference energy: below it there is no echo
@@ -99,6 +101,19 @@ class EchoReader:
         return Echoes(
             single / scale, compound / scale, channel / scale, grid.z, grid.x, rf, self.beamformer.scan, reference
         )
+
+
+def search_range(config: Config) -> tuple[float, float]:
+    """Depths [m] that can be the pleura."""
+    low, high = config.wall.pleura_depth
+    return (low - 0.4 * MM, high + 0.7 * MM)
+
+
+def reader_of(config: Config, scan: Scan, search: tuple[float, float] | None = None) -> EchoReader:
+    """Echo reader on the columns of a configuration's map."""
+    reach = 12 * scan.sound_speed / scan.center_frequency
+    bottom = config.wall.pleura_depth[1] + reach
+    return EchoReader(scan, map_columns(config.map), bottom, search or search_range(config))
 
 
 def column_features(echoes: Echoes, pleura_depth: Float[np.ndarray, "frame x"]) -> Float[np.ndarray, "frame feature x"]:

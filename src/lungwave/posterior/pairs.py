@@ -25,6 +25,7 @@ from lungwave.data.schema import CaseTable
 from lungwave.models.precond import Scaling
 from lungwave.models.unet import Condition
 from lungwave.posterior.conditioning import Conditioner, Read, Scales, scaled
+from lungwave.posterior.echoes import reader_of
 from lungwave.posterior.pleura import PleuraDetector, fit_detector
 from lungwave.progress import Progress
 from lungwave.repro import stream
@@ -111,13 +112,11 @@ class Pairs:
 
 def fit_pleura(pairs: Pairs, snr_db: tuple[float, float], seed: int) -> PleuraDetector:
     """The pleura detector, on noisy frames of these cases."""
-    low, high = pairs.config.wall.pleura_depth
-    search = (low - 0.4 * MM, high + 0.7 * MM)
-    reader = Conditioner(pairs.config, pairs.scan, PleuraDetector(*(np.zeros(1),) * 3, search)).reader
+    reader = reader_of(pairs.config, pairs.scan)
     seen = []
     for rows in _some(len(pairs)):
         seen.append((reader(noisy(pairs, rows, snr_db, seed, "pleura")), pairs.cases.pleura_depth[rows]))
-    return fit_detector(seen, search)
+    return fit_detector(seen, reader.search)
 
 
 def fit_scales(pairs: Pairs, conditioner: Conditioner, snr_db: tuple[float, float], seed: int) -> Scales:

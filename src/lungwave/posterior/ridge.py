@@ -21,8 +21,15 @@ from lungwave.acoustics.receive import add_noise
 from lungwave.config import Config
 from lungwave.data.dataset import folder_config, read_shards, shard_files, split
 from lungwave.data.schema import CaseTable
-from lungwave.phantom.aeration import map_columns
-from lungwave.posterior.echoes import Echoes, EchoReader, channel_features, column_features, global_features
+from lungwave.posterior.echoes import (
+    Echoes,
+    EchoReader,
+    channel_features,
+    column_features,
+    global_features,
+    reader_of,
+    search_range,
+)  # fmt: skip
 from lungwave.posterior.linear import (
     LEVELS,
     Linear,
@@ -35,7 +42,7 @@ from lungwave.posterior.linear import (
 from lungwave.posterior.pleura import PleuraDetector, fit_detector
 from lungwave.progress import Progress
 from lungwave.repro import atomic_path, manifest, stream, write_json
-from lungwave.types import MM, Frames, UsageError
+from lungwave.types import Frames, UsageError
 
 FORMAT = 1
 ARRAYS = ("bands_quantile", "map_quantile", "center", "scale", "whiten")  # of the model, beside detector and heads
@@ -105,12 +112,6 @@ class RidgeModel:
         )
 
 
-def reader_of(config: Config, scan: Scan) -> EchoReader:
-    """Echo reader on the columns of a configuration's map."""
-    reach = 12 * scan.sound_speed / scan.center_frequency
-    return EchoReader(scan, map_columns(config.map), config.wall.pleura_depth[1] + reach, _search(config))
-
-
 def read_features(
     echoes: Echoes, detector: PleuraDetector
 ) -> tuple[Float[np.ndarray, "frame x"], Float[np.ndarray, "frame feature x"], Float[np.ndarray, "frame all"]]:
@@ -172,16 +173,11 @@ def fit(
         raise UsageError(f"{data} holds {len(everything)} cases; a ridge model needs at least 100")
     fitting, _ = split(everything.base_id, (1 - calibration, calibration), config.seed)
     chosen = set(everything.index[fitting].tolist())
-    detector = fit_detector(seen, _search(config))  # on every base, those of the calibration included
+    detector = fit_detector(seen, search_range(config))  # on every base, those of the calibration included
     del seen
     columns, features, cases = _collect(data, config, snr_db, rounds, detector, total, quiet)
     inside = np.isin(cases.index, list(chosen))
     return _fit_heads(columns, features, cases, inside, detector, config, {"snr_db": list(snr_db), "rounds": rounds})
-
-
-def _search(config: Config) -> tuple[float, float]:
-    low, high = config.wall.pleura_depth
-    return (low - 0.4 * MM, high + 0.7 * MM)
 
 
 def _echoes(data: Path, config: Config, snr_db: tuple[float, float], round_: int) -> Iterator[tuple[Echoes, CaseTable]]:

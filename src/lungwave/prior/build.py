@@ -105,21 +105,26 @@ def materials(maps: MapSet, prior: Prior) -> Materials:
 
 def network_of(maps: MapSet, prior: Prior) -> UNetConfig:
     """The network for maps of this size: strides that halve the long axis first, attention at the coarse levels."""
-    _check_network(prior.network)
-    levels = len(prior.network.channel_mult)
     network = replace(
         prior.network,
         in_channels=maps.channels,
         out_channels=maps.channels,
-        strides=prior.network.strides or fitting_strides(maps.size, levels, prior.network.patch),
         classes=len(maps.classes) if prior.classes else 0,
         vector=LABELS if prior.augment is not None else 0,
         image_channels=maps.channels if prior.kind == "wiener" else 0,
     )
-    _check_coarsest(maps.size, network)
-    if prior.attention is not None:
-        return replace(network, attention=prior.attention)
-    places = [level for level, (z, x) in enumerate(level_sizes(network, maps.size)) if z * x <= MOST_ATTENTION]
+    return fitted(network, maps.size, prior.attention)
+
+
+def fitted(network: UNetConfig, size: Size, attention: tuple[int, ...] | None) -> UNetConfig:
+    """The network with strides and attention for maps of ``size``; UsageError for numbers that make none."""
+    _check_network(network)
+    strides = network.strides or fitting_strides(size, len(network.channel_mult), network.patch)
+    network = replace(network, strides=strides)
+    _check_coarsest(size, network)
+    if attention is not None:
+        return replace(network, attention=attention)
+    places = [level for level, (z, x) in enumerate(level_sizes(network, size)) if z * x <= MOST_ATTENTION]
     return replace(network, attention=tuple(places))
 
 

@@ -17,13 +17,14 @@ import torch
 from lungwave.data.dataset import split
 from lungwave.models.encoder import Conditional, TraceEncoder
 from lungwave.models.precond import Scaling
-from lungwave.models.unet import UNet, UNetConfig, describe, fitting_strides, level_sizes
+from lungwave.models.regressor import parameters_of
+from lungwave.models.unet import UNet, UNetConfig, describe
 from lungwave.models.wiener import Wiener, mode_variance
 from lungwave.posterior.amortized import Novelty, PosteriorModel, save_posterior
 from lungwave.posterior.conditioning import NUMBERS, Conditioner
 from lungwave.posterior.pairs import Disturbance, Pairs, PairSource, fit_pleura, fit_scales
 from lungwave.posterior.readout import BandReadout, CategoryReadout
-from lungwave.prior.build import MODEL, MOST_ATTENTION, Prior, Watch, account, best_average, budget, completed, timed
+from lungwave.prior.build import MODEL, Prior, Watch, account, best_average, budget, completed, fitted, timed
 from lungwave.prior.journal import Journal, ProgressLine, SigmaCurves, TensorBoard
 from lungwave.repro import stream
 from lungwave.training.loop import Listener, Training
@@ -102,14 +103,8 @@ def _networks(plan: Posterior, conditioner: Conditioner, spectrum: torch.Tensor)
     prior, size = plan.prior, (conditioner.config.map.rows, conditioner.config.map.columns)
     images = len(conditioner.image_names) if "images" in plan.paths else 0
     traces = plan.trace_images if "traces" in plan.paths else 0
-    network = replace(
-        prior.network,
-        strides=prior.network.strides or fitting_strides(size, len(prior.network.channel_mult), prior.network.patch),
-        image_channels=1 + images + traces,
-        vector=len(NUMBERS),
-    )
-    places = [level for level, (z, x) in enumerate(level_sizes(network, size)) if z * x <= MOST_ATTENTION]
-    network = replace(network, attention=tuple(places) if prior.attention is None else prior.attention)
+    told = replace(prior.network, image_channels=1 + images + traces, vector=len(NUMBERS))
+    network = fitted(told, size, prior.attention)
     describe(network, size)  # refuses sizes that do not fit
     torch.manual_seed(int(stream(prior.train.seed, "weights").integers(2**63)))
     net, encoder = UNet(network), None
@@ -149,7 +144,7 @@ def plan_posterior(pairs: Pairs, plan: Posterior, out: Path, device: str = "auto
         "cases": len(made.source),
         "held_out": len(made.held_out),
         **{key: about[key] for key in ("size", "levels", "attention", "gmac")},
-        "parameters": sum(value.numel() for value in made.model.parameters()),
+        "parameters": parameters_of(made.model),
         **budget(prior, len(made.source), rate),
         "out": str(out),
     }
