@@ -64,6 +64,8 @@ class Train(Planned):
     """Learn maps given their echoes, the posterior: data is a folder that `lungwave generate` wrote."""
     paths: tuple[Literal["images", "traces"], ...] = ("images", "traces")
     """With --echoes: tell the network of delay-and-sum images, of channel data, or of both."""
+    method: Literal["diffusion", "unet", "fno", "mean"] = "diffusion"
+    """With --echoes: the posterior, or a baseline of the same data, size and budget that gives one answer."""
     classes: bool = False
     """Train by class; classes come from the data or from names like CLASS_NUMBER.png."""
     held_out: float = 0.1
@@ -78,6 +80,8 @@ class Train(Planned):
     """Pixels (z, x) that enter together as channels: 2 2 costs a quarter."""
     attention: tuple[int, ...] | None = None
     """Levels (0 = finest) with self-attention; default those of 256 pixels or less."""
+    init: Path | None = None
+    """Start from the weights of a model, or of a shipped one; what the network is told beside starts without effect."""
     heads: int = 4
     """Heads of the attention."""
     dropout: float = 0.1
@@ -90,6 +94,8 @@ class Train(Planned):
     """Standard deviation of ln sigma."""
     weight: Literal["edm", "soft-min-snr"] = "edm"
     """Weight of the loss over sigma."""
+    levels: int = 1
+    """With --echoes: noise levels at which each pair is seen in a step, as its echoes are read once for all."""
     augment: float = 0.15
     """Chance of a lateral shift, and of a change of aeration, of each map; the network is told. 0 = none."""
     flip: bool = True
@@ -141,9 +147,11 @@ class Train(Planned):
         """Network, cost and time, from a few steps."""
         if self.echoes:
             pairs, posterior = self._pairs, self._posterior
-            from lungwave.prior import conditional
+            from lungwave.prior import baselines, conditional
 
-            return conditional.plan_posterior(pairs, posterior, self.out, self.device)
+            if self.method == "diffusion":
+                return conditional.plan_posterior(pairs, posterior, self.out, self.device)
+            return baselines.plan_regressor(pairs, posterior, self.method, self.out, self.device)
         prior, maps = self._prior, self._maps
         from lungwave.prior import build
 
@@ -151,7 +159,7 @@ class Train(Planned):
 
     def work(self) -> dict[str, Any]:
         """Train, or go on."""
-        from lungwave.prior import build, conditional
+        from lungwave.prior import baselines, build, conditional
 
         watch = build.Watch(
             log_images=self.log_images,
@@ -162,8 +170,13 @@ class Train(Planned):
             quiet=self.quiet,
         )
         if self.echoes:
-            return conditional.train_posterior(
-                self._pairs, self._posterior, self.out, self._command, watch, self.device, (self.data / "config.json",)
+            pairs, posterior, parents = self._pairs, self._posterior, (self.data / "config.json",)
+            if self.method == "diffusion":
+                return conditional.train_posterior(
+                    pairs, posterior, self.out, self._command, watch, self.device, parents
+                )
+            return baselines.train_regressor(
+                pairs, posterior, self.method, self.out, self._command, watch=watch, device=self.device, parents=parents
             )
         maps, prior = self._maps, self._prior
         parents = (self.data,) if self.data.is_file() else ()
@@ -208,9 +221,14 @@ class Train(Planned):
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
         if not 0 <= self.samples <= MOST_SAMPLES:
             raise UsageError(f"--samples {self.samples} must lie between 0 and {MOST_SAMPLES}")
+        if self.method != "diffusion" and not self.echoes:
+            raise UsageError(f"--method {self.method} learns from echoes; add --echoes and give generated cases")
+        if self.levels > 1 and not self.echoes:
+            raise UsageError(f"--levels {self.levels} saves reading echoes again; without --echoes leave it at 1")
         from lungwave.data.augment import Augment
         from lungwave.models.unet import UNetConfig
         from lungwave.prior.build import Prior
+        from lungwave.prior.draw import model_folder
         from lungwave.training.loop import TrainConfig
         from lungwave.training.objective import Denoising
 
@@ -231,12 +249,13 @@ class Train(Planned):
             network=network,
             attention=self.attention,
             kind=self.kind,
-            task=Denoising(self.p_mean, self.p_std, self.weight),
+            task=Denoising(self.p_mean, self.p_std, self.weight, self.levels),
             augment=augment,
             held_out=self.held_out,
             classes=self.classes,
             sigma_rel=self.sigma_rel,
             storage=self.storage,
+            init=None if self.init is None else model_folder(self.init),
         )
 
 

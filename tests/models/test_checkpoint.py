@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lungwave.models.checkpoint import Model, load_model, multiplier, network_config, save_model
+from lungwave.models.checkpoint import Model, load_model, multiplier, network_config, save_model, start_from
 from lungwave.models.gaussian import Gaussian
 from lungwave.models.noising import Noising
 from lungwave.models.precond import Denoiser, Discrete, Preconditioned, Scaling
@@ -265,3 +265,25 @@ def test_folders_that_are_none_and_devices_that_are_not_there(tmp_path: Path) ->
 def test_multipliers_make_exactly_the_width_they_came_from(channels: int) -> None:
     assert all(int(channels * multiplier(width, channels)) == width for width in range(1, 600))
     assert all(isinstance(multiplier(k * channels, channels), int) for k in range(1, 9))
+
+
+def test_a_network_that_is_told_more_starts_as_the_stored_one(tmp_path: Path) -> None:
+    """Whatever it is told; and it learns from what it is told at once."""
+    alone = replace(CONFIG, classes=0, image_channels=0, vector=0)
+    stored = Preconditioned(network(alone))
+    write(tmp_path / "model", stored, classes=())
+    told = UNet(replace(alone, image_channels=2, vector=4))
+    before = start_from(told, tmp_path / "model")
+    assert before == json.loads((tmp_path / "model/config.json").read_text())["weights_sha256"]
+    generator = torch.Generator().manual_seed(4)
+    x, image = torch.randn(2, 1, *SIZE, generator=generator), torch.randn(2, 2, *SIZE, generator=generator)
+    cond, time = Condition(image=image, vector=torch.ones(2, 4)), torch.tensor([0.3, 2.0])
+    told.eval()
+    torch.testing.assert_close(told(x, time, cond), stored.net(x, time), rtol=1e-4, atol=1e-4)
+    told(x, time, cond).square().mean().backward()
+    stem = told.input_blocks[0][0].weight
+    assert stem.grad is not None and bool(stem.grad[:, 1:].any())
+    with pytest.raises(UsageError, match="cannot start from .* give it the same layers"):
+        start_from(UNet(replace(alone, channels=16)), tmp_path / "model")
+    with pytest.raises(UsageError, match=r"patches of \(1, 1\), not \(2, 2\)"):
+        start_from(UNet(replace(alone, patch=(2, 2))), tmp_path / "model")

@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,3 +147,30 @@ def test_train_resume_and_reconstruct_by_command(
     said = run("reconstruct rf.h5 --model whole --samples 19 --out found")
     assert said["frames"] == 1
     assert (tmp_path / "found" / "report.html").exists() and (tmp_path / "found" / "posterior.h5").exists()
+
+
+def test_start_from_a_prior_and_train_baselines_by_command(
+    micro_cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A posterior that starts from a prior of the same layers, told at two noise levels; and what it must beat."""
+    from lungwave.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(words: str, code: int = 0) -> Any:
+        assert main([*shlex.split(words), "--json"]) == code
+        out, err = capfd.readouterr()
+        return err.splitlines()[-1] if code else json.loads(out)
+
+    same = f"{SMALL} --held-out 0.15 --snapshot-images 16 --images 16 --sigma-rel 0.1"
+    run(f"train {micro_cases} {same} --samples 0 --out prior")
+    run(f"train {micro_cases} {same} --echoes --levels 2 --init prior --out posterior")
+    about = json.loads((tmp_path / "posterior/model/config.json").read_text())
+    assert "--init prior" in about["command"] and "--levels 2" in about["command"]
+    assert "init" in run(f"train {micro_cases} {same} --echoes --levels 2 --out posterior", code=2)
+    assert run(f"train {micro_cases} {same} --echoes --method unet --dry-run")["images"] == 16
+    for method in ("unet", "mean"):
+        run(f"train {micro_cases} {same} --echoes --method {method} --out {method}")
+        assert json.loads((tmp_path / f"{method}/model/config.json").read_text())["regressor"]["name"] == method
+    assert "--method unet learns from echoes" in run(f"train {micro_cases} {same} --method unet", code=2)
+    assert "--levels 2 saves reading" in run(f"train {micro_cases} {same} --levels 2", code=2)

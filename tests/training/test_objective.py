@@ -47,6 +47,22 @@ def test_noise_levels_are_log_normal() -> None:
     assert float(log.std()) == pytest.approx(1.4, rel=4 / np.sqrt(8000))
 
 
+def test_several_levels_are_the_mean_of_as_many_losses() -> None:
+    model, task = small(), Denoising(levels=3)
+    clean = 0.5 * torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    batch = Batch(clean, None, Draws(0, np.arange(5)))
+    with torch.no_grad():
+        values = task.losses(model, batch)
+        total = torch.zeros(5)
+        for k in range(3):
+            share = (batch.uniform("sigma").double() + k) / 3  # one level in each third of the distribution
+            sigma = (task.p_mean + task.p_std * torch.special.ndtri(share)).exp().float()
+            noisy = clean + sigma[:, None, None, None] * batch.normal(f"noise {k}")
+            total += task.weights(model, sigma) * (model(noisy, sigma) - clean).square().mean((1, 2, 3)) / 3
+    torch.testing.assert_close(values["loss"], total)
+    assert len(values["sigma"]) == 5
+
+
 def test_soft_min_snr_weighs_low_noise_less() -> None:
     sigma = torch.tensor([1e-3, 0.5, 50.0])
     ratio = Denoising(weight="soft-min-snr").weights(small(), sigma) / Denoising().weights(small(), sigma)

@@ -31,6 +31,7 @@ FORMAT = 1
 KIND = "diffusion"
 WEIGHTS, ABOUT, CARD = "model.safetensors", "config.json", "README.md"
 SPECTRUM = "spectrum"  # tensor beside the weights, of a denoiser that has one
+STEM = "input_blocks.0.0.weight"  # of the convolution that map and conditioning images enter by
 
 DEEPEST = 1000  # blocks on the way down: a damaged number must not build for hours
 STORAGE = ("float32", "float16", "bfloat16")
@@ -193,6 +194,29 @@ def fill(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     if bad:
         raise UsageError(f"{source} holds values that are not finite, first in {bad}; use an earlier snapshot")
     net.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
+
+
+def start_from(net: UNet, folder: Path) -> str:
+    """Give a network that is told more the weights of a stored one; what it is told beside starts at zero effect.
+
+    Both take the same maps by the same layers; the new one may take more conditioning images and another vector.
+    Returns the SHA-256 of the stored weights. UsageError where other layers differ.
+    """
+    model = load_model(folder)
+    held, own = plain(model.denoiser).state_dict(), net.state_dict()
+    if net.config.patch != plain(model.denoiser).config.patch:
+        raise UsageError(f"{folder} has patches of {plain(model.denoiser).config.patch}, not {net.config.patch}")
+    more = own[STEM].shape[1] - held[STEM].shape[1]
+    if more > 0:  # zeros for the images that the stored network does not know, which come last
+        held[STEM] = torch.nn.functional.pad(held[STEM], (0, 0, 0, 0, 0, more))
+    if "vector_emb.weight" in own:
+        held["vector_emb.weight"] = torch.zeros_like(own["vector_emb.weight"])
+    else:
+        held.pop("vector_emb.weight", None)
+    if difference := misfit(net, held):
+        raise UsageError(f"the network cannot start from {folder}: {difference}; give it the same layers")
+    net.load_state_dict(held)
+    return str(model.config["weights_sha256"])
 
 
 def misfit(net: nn.Module, state: Mapping[str, Tensor]) -> str | None:

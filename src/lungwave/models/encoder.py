@@ -153,8 +153,12 @@ class Conditional(Denoiser):
     def forward(
         self, x: Float[Tensor, "n c z x"], sigma: Float[Tensor, " n"], cond: Condition | None = None
     ) -> Float[Tensor, "n c z x"]:
-        """The clean map, given the echoes."""
-        return self.denoiser(x, sigma, self.encode(cond))
+        """The clean map, given the echoes; ``x`` may hold several maps for each condition, one set after the other."""
+        known = self.encode(cond)
+        count = 0 if known is None or known.vector is None else len(known.vector)
+        if known is not None and count not in (0, len(x)):
+            known = known.take(torch.arange(len(x), device=x.device) % count)
+        return self.denoiser(x, sigma, known)
 
     def error_scale(self, sigma: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """That of the denoiser."""

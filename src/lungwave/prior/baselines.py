@@ -23,7 +23,7 @@ from lungwave.models.unet import UNet
 from lungwave.posterior.baselines import RegressorModel, calibrate, network_facts, readout_of, save_regressor
 from lungwave.posterior.conditioning import NUMBERS, Conditioner
 from lungwave.posterior.pairs import Pairs, PairSource
-from lungwave.prior.build import MODEL, Watch, account, best_average, completed, held_out_loss
+from lungwave.prior.build import MODEL, Watch, account, best_average, budget, completed, held_out_loss, timed
 from lungwave.prior.conditional import Ingredients, Posterior, fit_novelty, ingredients
 from lungwave.prior.journal import Journal, ProgressLine, TensorBoard
 from lungwave.repro import stream
@@ -94,7 +94,7 @@ def train_regressor(
                 if ranks.first:
                     export({"images": 0, "maps": len(made.source), "data_sha256": made.source.digest}, 0)
             return {"model": str(out / MODEL), "images": 0, "parameters": 0} if ranks.first else {}
-        run = _training(made, net, seen, plan, out, ranks, watch, facts)
+        run = _training(made, net, plan, out, ranks, _listeners(made, seen, out, watch), facts)
 
         def finish() -> dict[str, Any]:
             with best_average(run, seen, plan.prior) as (best, losses):
@@ -105,18 +105,35 @@ def train_regressor(
         return completed(run, plan.prior, finish)
 
 
+def plan_regressor(pairs: Pairs, plan: Posterior, kind: Kind, out: Path, device: str = "auto") -> dict[str, Any]:
+    """What a training would be, with the time of a few steps."""
+    made, prior = ingredients(pairs, plan), plan.prior
+    net = regressor(made, plan, kind)
+    about = {"cases": len(made.source), "held_out": len(made.held_out), "parameters": parameters_of(net)}
+    if kind == "mean":
+        return {**about, "images": 0, "seconds": 0.0, "out": str(out)}
+    endless = replace(plan, prior=replace(prior, train=replace(prior.train, images=10**9)))
+    with joined(device) as ranks:
+        rate = timed(_training(made, net, endless, None, ranks, (), {}))
+    return {**about, **budget(prior, len(made.source), rate), "out": str(out)}
+
+
 def _training(
-    made: Ingredients, net: Regressor, seen: PairSource, plan: Posterior, out: Path, ranks: Ranks, watch: Watch,
+    made: Ingredients, net: Regressor, plan: Posterior, out: Path | None, ranks: Ranks, listeners: Sequence[Listener],
     facts: dict[str, Any],
 ) -> Training:  # fmt: skip
+    return Training(
+        net, made.source, Regression(), plan.prior.train, out, listeners=listeners, ranks=ranks, facts=facts
+    )
+
+
+def _listeners(made: Ingredients, seen: PairSource, out: Path, watch: Watch) -> list[Listener]:
     journal = Journal(out, watch.log_images)
     listeners: list[Listener] = [] if watch.quiet else [ProgressLine()]
     listeners += [journal, LossCheck(journal, made.source, seen, watch.check_images, watch.check_maps)]
     if watch.tensorboard:
         listeners.append(TensorBoard(out))
-    return Training(
-        net, made.source, Regression(), plan.prior.train, out, listeners=listeners, ranks=ranks, facts=facts
-    )
+    return listeners
 
 
 def halves(held: PairSource, seed: int) -> tuple[PairSource, PairSource]:

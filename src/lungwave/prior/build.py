@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lungwave.data.augment import LABELS, Augment
 from lungwave.data.mapset import MapSet
-from lungwave.models.checkpoint import save_model
+from lungwave.models.checkpoint import save_model, start_from
 from lungwave.models.ema import gamma_of
 from lungwave.models.precond import Denoiser, Kind, Preconditioned, Scaling
 from lungwave.models.unet import Size, UNet, UNetConfig, describe, fitting_strides, level_sizes
@@ -55,6 +55,7 @@ class Prior:
     classes: bool = False
     sigma_rel: float | None = None  # length of the exported average; None = the best on held-out maps
     storage: str = "float32"  # type of the exported weights
+    init: Path | None = None  # folder of a model whose weights the network starts from; None = random
 
     def __post_init__(self) -> None:
         if self.sigma_rel is not None:
@@ -163,14 +164,22 @@ def training(
     """The training of a prior; the same seed gives the same initial weights."""
     describe(made.network, made.size)  # refuses sizes that do not fit
     torch.manual_seed(int(stream(prior.train.seed, "weights").integers(2**63)))
-    model = denoiser_of(UNet(made.network), prior.kind, made.spectrum)
+    net, started = initial(made.network, prior.init)
+    model = denoiser_of(net, prior.kind, made.spectrum)
     facts = {
+        **started,
         "network": json.loads(json.dumps(asdict(made.network))),
         "kind": prior.kind,
         "held_out": prior.held_out,
         "size": list(made.size),
     }
     return Training(model, made.source, prior.task, prior.train, folder, listeners=listeners, ranks=ranks, facts=facts)
+
+
+def initial(network: UNetConfig, init: Path | None) -> tuple[UNet, dict[str, Any]]:
+    """The network with its first weights, and what a resumed training must find unchanged about them."""
+    net = UNet(network)
+    return net, {} if init is None else {"init": start_from(net, init)}
 
 
 def denoiser_of(net: UNet, kind: Kind | Literal["wiener"], spectrum: Tensor | None) -> Denoiser:

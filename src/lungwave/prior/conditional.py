@@ -18,13 +18,24 @@ from lungwave.data.dataset import split
 from lungwave.models.encoder import Conditional, TraceEncoder
 from lungwave.models.precond import Scaling
 from lungwave.models.regressor import parameters_of
-from lungwave.models.unet import UNet, UNetConfig, describe
+from lungwave.models.unet import UNetConfig, describe
 from lungwave.models.wiener import Wiener, mode_variance
 from lungwave.posterior.amortized import Novelty, PosteriorModel, save_posterior
 from lungwave.posterior.conditioning import NUMBERS, Conditioner
 from lungwave.posterior.pairs import Disturbance, Pairs, PairSource, fit_pleura, fit_scales
 from lungwave.posterior.readout import BandReadout, CategoryReadout
-from lungwave.prior.build import MODEL, Prior, Watch, account, best_average, budget, completed, fitted, timed
+from lungwave.prior.build import (
+    MODEL,
+    Prior,
+    Watch,
+    account,
+    best_average,
+    budget,
+    completed,
+    fitted,
+    initial,
+    timed,
+)
 from lungwave.prior.journal import Journal, ProgressLine, SigmaCurves, TensorBoard
 from lungwave.repro import stream
 from lungwave.training.loop import Listener, Training
@@ -63,6 +74,7 @@ class Ingredients:
     source: PairSource
     held_out: PairSource
     exported: PosteriorModel  # around ``model``; its novelty is fitted when it is written
+    started: dict[str, Any]  # the weights that the network began with
 
 
 def ingredients(pairs: Pairs, plan: Posterior) -> Ingredients:
@@ -82,7 +94,7 @@ def ingredients(pairs: Pairs, plan: Posterior) -> Ingredients:
     scaling = Scaling(float(maps.mean()), float(maps.std()))
     spectrum = mode_variance(scaling.to_network(torch.from_numpy(maps[:, None])))
     source, other = (PairSource(part, scaling, scales, detector, plan.disturbance, seed) for part in (kept, held))
-    network, model = _networks(plan, conditioner, spectrum)
+    network, model, started = _networks(plan, conditioner, spectrum)
     exported = PosteriorModel(
         model,
         scaling,
@@ -95,10 +107,12 @@ def ingredients(pairs: Pairs, plan: Posterior) -> Ingredients:
         kept.config,
         {},
     )
-    return Ingredients(model, network, source, other, exported)
+    return Ingredients(model, network, source, other, exported, started)
 
 
-def _networks(plan: Posterior, conditioner: Conditioner, spectrum: torch.Tensor) -> tuple[UNetConfig, Conditional]:
+def _networks(
+    plan: Posterior, conditioner: Conditioner, spectrum: torch.Tensor
+) -> tuple[UNetConfig, Conditional, dict[str, Any]]:
     """The network for these images, with the encoder of the traces; the same seed gives the same weights."""
     prior, size = plan.prior, (conditioner.config.map.rows, conditioner.config.map.columns)
     images = len(conditioner.image_names) if "images" in plan.paths else 0
@@ -107,13 +121,13 @@ def _networks(plan: Posterior, conditioner: Conditioner, spectrum: torch.Tensor)
     network = fitted(told, size, prior.attention)
     describe(network, size)  # refuses sizes that do not fit
     torch.manual_seed(int(stream(prior.train.seed, "weights").integers(2**63)))
-    net, encoder = UNet(network), None
+    (net, started), encoder = initial(network, prior.init), None
     if traces:
         config = conditioner.encoder_config(
             patch=network.patch, channels=plan.trace_channels, images=traces, dropout=network.dropout
         )
         encoder = TraceEncoder(config, conditioner.places())
-    return network, Conditional(Wiener(net, spectrum), encoder, "images" in plan.paths)
+    return network, Conditional(Wiener(net, spectrum), encoder, "images" in plan.paths), started
 
 
 def training(
@@ -126,6 +140,7 @@ def training(
         "encoder": None if encoder is None else json.loads(json.dumps(asdict(encoder.config))),
         "paths": list(plan.paths),
         "held_out": plan.prior.held_out,
+        **made.started,
     }
     return Training(
         made.model, made.source, plan.prior.task, plan.prior.train, folder,

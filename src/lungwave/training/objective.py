@@ -16,6 +16,7 @@ from lungwave.training.source import Batch
 from lungwave.types import UsageError
 
 Weight = Literal["edm", "soft-min-snr"]
+MOST_LEVELS = 64
 FARTHEST = 20.0  # |ln sigma|; its square and fourth power still fit float32
 
 
@@ -67,8 +68,11 @@ class Denoising(Task):
     p_mean: float = -1.2  # mean of ln sigma
     p_std: float = 1.2  # standard deviation of ln sigma
     weight: Weight = "edm"
+    levels: int = 1  # noise levels of each image in a step; its condition is made and encoded once for all of them
 
     def __post_init__(self) -> None:
+        if not 1 <= self.levels <= MOST_LEVELS:
+            raise UsageError(f"levels {self.levels} must lie between 1 and {MOST_LEVELS}")
         if not self.p_std > 0:
             raise UsageError(f"p_std {self.p_std:g} must be greater than 0")
         far = abs(self.p_mean) + 6 * self.p_std  # no training image of 10^8 lies farther out
@@ -83,11 +87,21 @@ class Denoising(Task):
         return {"name": "denoising", **asdict(self)}
 
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """``loss`` and ``sigma`` of each image."""
-        quantile = batch.uniform("sigma")
-        sigma = (self.p_mean + self.p_std * torch.special.ndtri(quantile)).exp()
-        error = squared_error(model, batch.clean, batch.normal("noise"), sigma, batch.cond)
-        return {"loss": self.weights(model, sigma) * error, "sigma": sigma}
+        """``loss`` of each image, its mean over the levels; ``sigma``, the first of them.
+
+        Several levels are one in each of as many equal shares of the distribution.
+        """
+        if self.levels == 1:
+            clean, noise, quantile = batch.clean, batch.normal("noise"), batch.uniform("sigma")
+        else:
+            clean = batch.clean.repeat(self.levels, 1, 1, 1)
+            noise = torch.cat([batch.normal(f"noise {k}") for k in range(self.levels)])
+            first = batch.uniform("sigma").double()
+            quantile = torch.cat([(first + k) / self.levels for k in range(self.levels)])
+        sigma = (self.p_mean + self.p_std * torch.special.ndtri(quantile)).exp().float()
+        error = squared_error(model, clean, noise, sigma, batch.cond)
+        loss = (self.weights(model, sigma) * error).view(self.levels, -1).mean(0)
+        return {"loss": loss, "sigma": sigma[: len(batch)]}
 
     def weights(self, model: nn.Module, sigma: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Weight of the squared error at each noise level."""
