@@ -153,10 +153,14 @@ def lungwave_rf(config: Config, lung: Lung, scale: float = 1.0, order: int = 8, 
 
 
 def independent_rf(config: Config, lung: Lung, scale: float, order: int) -> np.ndarray:
-    """RF (time, el) of the middle event from the reference solver: geometry and pulse written out here once more."""
-    config = on_cells(config, scale)
+    """RF (time, el) of the middle event from the reference solver."""
+    return independent_event(on_cells(config, scale), lung.anatomy, middle_event(config), order)
+
+
+def independent_event(config: Config, anatomy: phantom.Anatomy, event: int, order: int = 8) -> np.ndarray:
+    """RF (time, el) of one event from the reference solver: geometry and pulse written out here once more."""
     grid, probe, spacing = config.grid, config.probe, config.grid.spacing
-    medium = phantom.rasterise(lung.anatomy, spacing, grid.depth, grid.width)
+    medium = phantom.rasterise(anatomy, spacing, grid.depth, grid.width)
     ratio = (1 + probe.face_reflection) / (1 - probe.face_reflection)  # of the impedance behind the elements
     top = BACKING_ROWS if probe.face_reflection else 0
     density = np.vstack([np.tile(ratio * medium.density[:1], (top, 1)), medium.density])
@@ -176,7 +180,7 @@ def independent_rf(config: Config, lung: Lung, scale: float, order: int) -> np.n
     share = np.clip(overlap, 0, None) / spacing  # (el, column)
     heard = np.flatnonzero(share.sum(0))
     cells = np.stack([np.full_like(heard, top), heard], 1)
-    angle = np.deg2rad(config.sequence.angles[len(config.sequence.angles) // 2])
+    angle = np.deg2rad(config.sequence.angles[event])
     delay = np.sin(angle) * centre / 1540.0
     when = (np.arange(grid.steps) + 0.5) * grid.time_step - (delay - delay.min())[:, None]
     length = probe.cycles / probe.center_frequency
@@ -191,7 +195,7 @@ def independent_rf(config: Config, lung: Lung, scale: float, order: int) -> np.n
     )  # fmt: skip
     received = receive_matrix(grid.steps, grid.time_step, probe.center_frequency, config.receive) @ traces
     scan = Simulator(config).scan
-    return received * dead_time_window(scan, len(received), config.receive.dead_time)[middle_event(config)]
+    return received * dead_time_window(scan, len(received), config.receive.dead_time)[event]
 
 
 def agreement(one: np.ndarray, other: np.ndarray, time: np.ndarray, start: float, stop: float) -> tuple[float, float]:

@@ -28,9 +28,9 @@ from lungwave.acoustics.receive import add_noise
 from lungwave.data.dataset import folder_config, read_shards
 from lungwave.data.schema import CaseTable
 from lungwave.posterior.linear import LEVELS
-from lungwave.posterior.reconstruct import BUNDLED
 from lungwave.posterior.ridge import RidgeModel, load_model, targets
 from lungwave.repro import atomic_path, manifest, stream, write_json
+from lungwave.shipped import SHIPPED
 from lungwave.types import MM, UsageError
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -233,7 +233,7 @@ def main() -> None:
     """Run and write the committed files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--model", type=Path, default=BUNDLED)
+    parser.add_argument("--model", type=Path, default=SHIPPED / "ridge-tiny")
     parser.add_argument("--snr", type=float, nargs="+", default=[30.0, 20.0, 10.0], help="noise levels [dB]")
     parser.add_argument("--docs", type=Path, default=DOCS)
     parser.add_argument("--name", default="ridge", help="of the files written")

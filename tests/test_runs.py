@@ -12,8 +12,9 @@ import pytest
 from lungwave.config import preset
 from lungwave.data.generate import generate
 from lungwave.data.hdf5 import read_cases, read_recording
-from lungwave.posterior.reconstruct import BUNDLED, bundled_model
+from lungwave.posterior.reconstruct import DEFAULT, bundled_model
 from lungwave.runs import DEMO_SEED, demo, reconstruct_files
+from lungwave.shipped import SHIPPED
 from lungwave.types import UsageError
 
 FILES = {"report.html", "aeration.csv", "aeration.json", "maps.npz", "manifest.json"}
@@ -118,7 +119,8 @@ def test_bare_array_needs_its_geometry_and_takes_it(shown: tuple[Path, dict], tm
 
 
 def test_bundled_model_says_how_it_was_made() -> None:
-    about = json.loads((BUNDLED / "config.json").read_text())
-    assert about["command"].startswith("lungwave fit") and about["parents"]
-    assert sum(path.stat().st_size for path in BUNDLED.iterdir()) < 12 * 2**20
-    assert "Not a medical device" in (BUNDLED / "README.md").read_text()
+    folder = SHIPPED / DEFAULT
+    about = json.loads((folder / "config.json").read_text())
+    assert about["command"].startswith("lungwave ") and about["parents"]
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 12 * 2**20
+    assert "Not a medical device" in (folder / "README.md").read_text()

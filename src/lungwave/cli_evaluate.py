@@ -26,7 +26,7 @@ class Reconstruction(Planned):
     data: Positional[Path]
     """Folder that `lungwave generate` wrote, without noise."""
     model: Repeated = ()
-    """Folder of a model or of the training that made it, or ridge, the one that ships; may be repeated."""
+    """Folder of a model or of the training that made it, or the name of a shipped one; may be repeated."""
     snr: tuple[float, ...] = (30.0, 20.0, 10.0)
     """Noise levels [dB]."""
     samples: int = 39

@@ -228,7 +228,7 @@ class Train(Planned):
         from lungwave.data.augment import Augment
         from lungwave.models.unet import UNetConfig
         from lungwave.prior.build import Prior
-        from lungwave.prior.draw import model_folder
+        from lungwave.shipped import PRIOR, model_folder
         from lungwave.training.loop import TrainConfig
         from lungwave.training.objective import Denoising
 
@@ -255,7 +255,7 @@ class Train(Planned):
             classes=self.classes,
             sigma_rel=self.sigma_rel,
             storage=self.storage,
-            init=None if self.init is None else model_folder(self.init),
+            init=None if self.init is None else model_folder(self.init, PRIOR),
         )
 
 

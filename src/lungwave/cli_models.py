@@ -58,7 +58,7 @@ class ModelInfo(Options):
         from lungwave.models.checkpoint import denoiser_facts, load_model, plain
         from lungwave.models.precond import Preconditioned
         from lungwave.models.unet import describe
-        from lungwave.prior.draw import model_folder
+        from lungwave.shipped import PRIOR, model_folder
 
         if _is_foreign(self.path):
             found = _read_diffusers(self.path) if self.path.is_dir() else _read_openai(self.path, self.flags)
@@ -67,7 +67,7 @@ class ModelInfo(Options):
         else:
             if self.flags or self.size:
                 raise UsageError(f"{self.path} says its own size and settings; leave out --flags and --size")
-            model = load_model(model_folder(self.path))
+            model = load_model(model_folder(self.path, PRIOR))
             denoiser, size, about = model.denoiser, model.size, model.config
             rest = {name: about[name] for name in ("scaling", "classes", "trained", "storage", "command", "created")
                     if about.get(name)}  # fmt: skip
@@ -164,9 +164,9 @@ class ModelExport(Options):
         """Read and write."""
         _fresh(self.out)
         from lungwave.models.checkpoint import denoiser_facts, load_model, plain
-        from lungwave.prior.draw import model_folder
+        from lungwave.shipped import PRIOR, model_folder
 
-        model = load_model(model_folder(self.model))
+        model = load_model(model_folder(self.model, PRIOR))
         net, facts = plain(model.denoiser), denoiser_facts(model.denoiser)
         if self.format == "openai":
             from lungwave.legacy import files

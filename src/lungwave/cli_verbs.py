@@ -276,7 +276,8 @@ class Reading(Planned):
     """What verbs take that reconstruct."""
 
     model: Path | None = None
-    """Folder that `lungwave fit` or `lungwave train --echoes` wrote; default the model that comes with the package."""
+    """Folder that `lungwave fit` or `lungwave train --echoes` wrote, or the name of a shipped one; default the best of
+    those."""
     samples: int = 32
     """Posterior samples of each frame, of a model that draws them; 90 % intervals need 19."""
     seed: int = 0

@@ -34,14 +34,12 @@ from lungwave.evaluate.reconstruction import (
 from lungwave.evaluate.tables import NOTES, markdown, rows
 from lungwave.figures_evaluation import save_pictures
 from lungwave.posterior.pairs import Pairs, noisy
-from lungwave.posterior.reconstruct import BUNDLED
-from lungwave.prior.build import MODEL
 from lungwave.progress import Progress
 from lungwave.repro import atomic_path, manifest, write_json
+from lungwave.shipped import ECHOES, MODEL, model_folder
 from lungwave.types import RESEARCH_USE, UsageError
 
 BLOCK = 8  # cases of a file of the cache
-RIDGE = "ridge"  # by this word, the model that ships with lungwave
 MEAN = "mean map"
 NOISE = "evaluate"  # name of the noise streams
 SNR = (-20.0, 120.0)  # [dB]
@@ -52,7 +50,7 @@ class Comparison:
     """What is judged, and where it goes."""
 
     cases: Path
-    models: tuple[str, ...]  # folders, or RIDGE
+    models: tuple[str, ...]  # folders, or names of shipped ones
     snr_db: tuple[float, ...]
     samples: int
     out: Path
@@ -61,7 +59,7 @@ class Comparison:
 
     def __post_init__(self) -> None:
         if not self.models:
-            raise UsageError(f"no model to judge; give --model FOLDER, or --model {RIDGE} for the one that ships")
+            raise UsageError("no model to judge; give --model FOLDER, or --model ridge-tiny, which ships")
         least, most = SNR
         wrong = [snr for snr in self.snr_db if not least <= snr <= most]
         if wrong or not self.snr_db or len(set(self.snr_db)) < len(self.snr_db):
@@ -141,13 +139,9 @@ def compare(comparison: Comparison, command: str, quiet: bool = False) -> dict[s
 
     Raises UsageError, before anything is written, for models that the cases are no fair test of.
     """
-    pairs, entrants, tasks = _prepare(comparison, quiet)
-    truths = Truths.of(pairs.cases, pairs.config.probe.center_frequency)
-    base, source = _mean(entrants, truths, pairs.cases.base_id)
-    _fill(comparison, pairs, tasks, quiet)
-    levels, near = _judge_all(comparison, truths, base, entrants, tasks, quiet)
+    pairs, entrants, levels, sources = _judged(comparison, quiet)
     pictures = [path.name for path in save_pictures(levels, comparison.out)]
-    _write(comparison, command, pairs, entrants, levels, pictures, {"mean": source, "summary": near})
+    _write(comparison, command, pairs, entrants, levels, pictures, sources)
     return {
         "cases": len(pairs),
         "methods": [
@@ -164,6 +158,20 @@ def compare(comparison: Comparison, command: str, quiet: bool = False) -> dict[s
         "table": str(comparison.out / "reconstruction.md"),
         "pictures": pictures,
     }
+
+
+def judged(comparison: Comparison, quiet: bool = False) -> list[list[Judged]]:
+    """Every method at every noise level, the mean map last; what the cache lacks is predicted first."""
+    return _judged(comparison, quiet)[2]
+
+
+def _judged(comparison: Comparison, quiet: bool) -> tuple[Pairs, list[Entrant], list[list[Judged]], dict[str, str]]:
+    pairs, entrants, tasks = _prepare(comparison, quiet)
+    truths = Truths.of(pairs.cases, pairs.config.probe.center_frequency)
+    base, source = _mean(entrants, truths, pairs.cases.base_id)
+    _fill(comparison, pairs, tasks, quiet)
+    levels, near = _judge_all(comparison, truths, base, entrants, tasks, quiet)
+    return pairs, entrants, levels, {"mean": source, "summary": near}
 
 
 def _write(
@@ -234,11 +242,9 @@ def _entrants(models: Sequence[str]) -> list[Entrant]:
     """Models by folder, that of a training included; a name that comes twice gets a number."""
     found: list[Entrant] = []
     for given in models:
-        shipped = given == RIDGE and not Path(given).exists()
-        folder = BUNDLED if shipped else Path(given)
-        folder = folder / MODEL if (folder / MODEL).is_dir() else folder
+        folder = model_folder(Path(given), ECHOES)
         whole = folder.resolve()
-        name = RIDGE if shipped else whole.parent.name if whole.name == MODEL else whole.name
+        name = whole.parent.name if whole.name == MODEL else whole.name
         taken = {entrant.name for entrant in found} | {MEAN}
         unique = next(n for n in (name, *(f"{name} {k}" for k in range(2, len(models) + 2))) if n not in taken)
         found.append(Entrant(open_model(folder, unique), folder, model_digest(folder)))

@@ -182,8 +182,8 @@ def test_a_training_is_named_by_its_folder_and_a_name_comes_once(
 ) -> None:
     (tmp_path / "run").mkdir()
     toy_folder(tmp_path / "run" / "model")
-    found = comparison._entrants([str(toy), str(tmp_path / "run"), str(toy), "ridge"])
-    assert [entrant.name for entrant in found] == ["toy", "run", "toy 2", "ridge"]
+    found = comparison._entrants([str(toy), str(tmp_path / "run"), str(toy), "ridge-tiny"])
+    assert [entrant.name for entrant in found] == ["toy", "run", "toy 2", "ridge-tiny"]
     assert found[0].digest == found[2].digest != found[1].digest
 
 
@@ -200,8 +200,8 @@ def test_a_model_is_not_judged_on_the_lungs_it_learnt_from(
     ("words", "said"),
     [
         ((), "no model to judge"),
-        (("--model", "nowhere"), "nowhere is no model folder"),
-        (("--model", "ridge"), "ridge does not fit these cases"),
+        (("--model", "nowhere"), "nowhere: no such folder; give the folder of a model, or a shipped one"),
+        (("--model", "ridge-tiny"), "ridge-tiny does not fit these cases"),
         (("--model", "toy", "--snr", "30", "30"), "each once"),
         (("--model", "toy", "--snr", "nan"), "--snr nan"),
         (("--model", "toy", "--samples", "8"), "--samples 8"),

@@ -33,8 +33,9 @@ from lungwave.evaluate.reconstruction import (
 from lungwave.evaluate.similarity import ssim
 from lungwave.evaluate.tables import NOTES, markdown, rows
 from lungwave.figures_evaluation import save_pictures
-from lungwave.posterior.reconstruct import bundled_model
+from lungwave.posterior.ridge import load_model
 from lungwave.repro import stream
+from lungwave.shipped import SHIPPED
 from lungwave.types import MM, UsageError
 
 CASES, MEMBERS, ROWS, COLUMNS, PIXELS = 160, 39, 24, 16, 0.25 * MM
@@ -282,7 +283,7 @@ def test_pictures_are_drawn_of_whatever_there_is(exact: Judged, truths: Truths, 
 
 
 def test_the_ridge_baseline_says_its_own_intervals() -> None:
-    model = bundled_model()
+    model = load_model(SHIPPED / "ridge-tiny")
     scan, index = model.scan, np.arange(2)
     rf = stream(5, "rf").standard_normal((2, scan.transmits, 190, scan.delays.shape[1])).astype(np.float32)
     said, found = model.predict(model.reader()(rf)), Ridge("ridge", model)(rf, index, scan, 0, 0)

@@ -24,7 +24,7 @@ MODULES = {
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("lungwave.types",),
     ("lungwave.config",),
-    ("lungwave.repro", "lungwave.progress"),
+    ("lungwave.repro", "lungwave.progress", "lungwave.shipped"),
     ("lungwave.phantom",),
     ("lungwave.acoustics",),
     ("lungwave.data",),

@@ -283,7 +283,7 @@ def test_a_network_that_is_told_more_starts_as_the_stored_one(tmp_path: Path) ->
     told(x, time, cond).square().mean().backward()
     stem = told.input_blocks[0][0].weight
     assert stem.grad is not None and bool(stem.grad[:, 1:].any())
-    with pytest.raises(UsageError, match="cannot start from .* give it the same layers"):
+    with pytest.raises(UsageError, match=r"cannot start from .* give it the same layers"):
         start_from(UNet(replace(alone, channels=16)), tmp_path / "model")
     with pytest.raises(UsageError, match=r"patches of \(1, 1\), not \(2, 2\)"):
         start_from(UNet(replace(alone, patch=(2, 2))), tmp_path / "model")

@@ -14,8 +14,9 @@ from lungwave.acoustics.probe import Recording
 from lungwave.config import preset
 from lungwave.data.generate import Case, generate, received, simulate_case
 from lungwave.posterior.echoes import EchoReader, channel_features, column_features, reader_of
-from lungwave.posterior.reconstruct import bundled_model, reconstruct
+from lungwave.posterior.reconstruct import reconstruct
 from lungwave.posterior.ridge import RidgeModel, fit, load_model, save_model
+from lungwave.shipped import SHIPPED
 from lungwave.types import UsageError
 
 SEED = 990
@@ -23,7 +24,7 @@ SEED = 990
 
 @pytest.fixture(scope="module")
 def model() -> RidgeModel:
-    return bundled_model()
+    return load_model(SHIPPED / "ridge-tiny")
 
 
 @pytest.fixture(scope="module")

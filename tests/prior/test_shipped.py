@@ -12,8 +12,8 @@ from lungwave.config import preset
 from lungwave.data.drawn import draw_map
 from lungwave.models.checkpoint import load_model
 from lungwave.models.wiener import Wiener
-from lungwave.prior.draw import SHIPPED, model_folder
 from lungwave.sample import generate
+from lungwave.shipped import PRIOR, SHIPPED, model_folder
 from lungwave.training.objective import squared_error
 
 MOST_BYTES = 12e6
@@ -32,7 +32,7 @@ PRIORS = {
 @pytest.mark.parametrize("name", PRIORS)
 def test_it_is_small_and_says_how_it_was_made(name: str) -> None:
     """Each file below 12 MB; the command in the card names settings that are not the defaults."""
-    folder = model_folder(Path(name))
+    folder = model_folder(Path(name), PRIOR)
     assert folder == SHIPPED / name
     assert sum(path.stat().st_size for path in folder.iterdir()) < MOST_BYTES
     about = json.loads((folder / "config.json").read_text())
@@ -47,7 +47,7 @@ def test_it_is_small_and_says_how_it_was_made(name: str) -> None:
 def test_it_denoises_new_lungs_better_than_their_spectrum_does(name: str) -> None:
     """Six lungs of a seed that no training saw: less error than the Wiener filter at the noise that decides shapes."""
     config, view, _ = PRIORS[name]
-    model = load_model(model_folder(Path(name)))
+    model = load_model(model_folder(Path(name), PRIOR))
     assert isinstance(model.denoiser, Wiener)
     maps = np.stack([draw_map(config.override({"seed": 77}), k, view).values for k in range(6)])
     clean = model.scaling.to_network(torch.from_numpy(maps)[:, None])
@@ -63,7 +63,7 @@ def test_it_denoises_new_lungs_better_than_their_spectrum_does(name: str) -> Non
 @pytest.mark.parametrize("name", PRIORS)
 def test_its_samples_are_lungs(name: str) -> None:
     """Sixteen of them: a mean aeration that lungs have, little outside 0-1, unlike each other."""
-    model = load_model(model_folder(Path(name)))
+    model = load_model(model_folder(Path(name), PRIOR))
     drawn = model.scaling.to_data(generate(model.denoiser, (1, *model.size), 16, seed=5, sampler="unipc", steps=12))
     maps = drawn[:, 0].numpy()
     means = maps.mean((1, 2))

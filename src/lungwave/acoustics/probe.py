@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -53,6 +53,10 @@ class Scan:
         if np.isinf(self.focus_distance).all():
             return "plane"
         return "matrix" if (self.focus_distance == 0).all() else "focused"
+
+    def equals(self, other: Scan) -> bool:
+        """Whether all of it is the same, to the bit."""
+        return all(np.array_equal(getattr(self, item.name), getattr(other, item.name)) for item in fields(self))
 
     def event_elements(self, event: int) -> Float[np.ndarray, "el 3"]:
         """Positions of the channels of one event [m]; they differ between events when the aperture walks."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,14 @@ class PosteriorModel:
 
     def condition(self, rf: Frames, scan: Scan | None = None) -> tuple[Condition, Read]:
         """What the network is told of frames that are like the trained acquisition."""
-        return Conditioner(self.config, scan or self.scan, self.detector)(rf, self.scales)
+        if scan is None or scan.equals(self.scan):
+            return self._conditioner(rf, self.scales)
+        return Conditioner(self.config, scan, self.detector)(rf, self.scales)
+
+    @cached_property
+    def _conditioner(self) -> Conditioner:
+        """That of the trained acquisition, with its delay tables."""
+        return Conditioner(self.config, self.scan, self.detector)
 
     def draw(
         self, rf: Frames, count: int, *, seed: int = 0, names: Sequence[int] | None = None, scan: Scan | None = None,

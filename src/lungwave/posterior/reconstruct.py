@@ -20,9 +20,10 @@ from lungwave.posterior.information import information_depth
 from lungwave.posterior.linear import LEVELS
 from lungwave.posterior.ridge import Estimate, RidgeModel, load_model
 from lungwave.posterior.summary import Band, Reconstruction, summarise
+from lungwave.shipped import ECHOES, model_folder
 from lungwave.types import MM
 
-BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "models" / "ridge-tiny"
+DEFAULT = "ridge-tiny"  # the shipped model that reconstructs unless another is named
 LEVEL = 0.9
 METHOD = "posterior"
 SAMPLES = 32  # of a posterior: 90 % intervals need 19
@@ -32,9 +33,9 @@ UNSURE_TEXT = "The pleural line is uncertain: it may lie half a millimetre or mo
 PIXELS_PER_WAVELENGTH = 6  # of the B-mode, smooth to the eye
 
 
-def bundled_model() -> RidgeModel:
-    """The ridge model that ships with lungwave, trained on the tiny preset."""
-    return load_model(BUNDLED)
+def bundled_model() -> AnyModel:
+    """The model that reconstructs unless another is named, trained on the tiny preset."""
+    return load_any_model(Path(DEFAULT))
 
 
 def out_of_range(scan: Scan, samples: int, trained: Scan, trained_samples: int) -> str | None:
@@ -130,8 +131,8 @@ def reconstruct(
 
 
 def load_any_model(folder: Path) -> AnyModel:
-    """Read a ridge or a posterior model. UsageError where the folder holds neither."""
-    inside = folder / "model" if (folder / "model").is_dir() else folder
+    """Read a ridge or a posterior model, of a folder or by its name. UsageError for what is neither."""
+    inside = model_folder(folder, ECHOES)
     try:
         kind = json.loads((inside / "config.json").read_text(encoding="utf-8")).get("kind")
     except (OSError, ValueError, AttributeError):

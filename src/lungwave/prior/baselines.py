@@ -23,10 +23,11 @@ from lungwave.models.unet import UNet
 from lungwave.posterior.baselines import RegressorModel, calibrate, network_facts, readout_of, save_regressor
 from lungwave.posterior.conditioning import NUMBERS, Conditioner
 from lungwave.posterior.pairs import Pairs, PairSource
-from lungwave.prior.build import MODEL, Watch, account, best_average, budget, completed, held_out_loss, timed
+from lungwave.prior.build import Watch, account, best_average, budget, completed, held_out_loss, timed
 from lungwave.prior.conditional import Ingredients, Posterior, fit_novelty, ingredients
 from lungwave.prior.journal import Journal, ProgressLine, TensorBoard
 from lungwave.repro import stream
+from lungwave.shipped import MODEL
 from lungwave.training import state
 from lungwave.training.loop import Listener, Step, Training
 from lungwave.training.ranks import Ranks, joined

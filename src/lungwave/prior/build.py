@@ -25,6 +25,7 @@ from lungwave.models.unet import Size, UNet, UNetConfig, describe, fitting_strid
 from lungwave.models.wiener import Wiener, mode_variance
 from lungwave.prior.journal import Journal, ProgressLine, SampleGrid, SigmaCurves, TensorBoard
 from lungwave.repro import stream
+from lungwave.shipped import MODEL
 from lungwave.training import state
 from lungwave.training.loop import Listener, TrainConfig, Training
 from lungwave.training.objective import Denoising, squared_error
@@ -32,7 +33,6 @@ from lungwave.training.ranks import Ranks, joined
 from lungwave.training.source import Batch, Draws, MapSource, Source
 from lungwave.types import UsageError
 
-MODEL = "model"  # folder of the finished model in that of the training
 CANDIDATES = (0.03, 0.05, 0.07, 0.10, 0.15, 0.20)  # lengths of the weight average that are compared at the end
 GOLDEN = (1 + math.sqrt(5)) / 2
 MOST_ATTENTION = 256  # [pixel] self-attention lands where a level has no more

@@ -25,7 +25,6 @@ from lungwave.posterior.conditioning import NUMBERS, Conditioner
 from lungwave.posterior.pairs import Disturbance, Pairs, PairSource, fit_pleura, fit_scales
 from lungwave.posterior.readout import BandReadout, CategoryReadout
 from lungwave.prior.build import (
-    MODEL,
     Prior,
     Watch,
     account,
@@ -38,6 +37,7 @@ from lungwave.prior.build import (
 )
 from lungwave.prior.journal import Journal, ProgressLine, SigmaCurves, TensorBoard
 from lungwave.repro import stream
+from lungwave.shipped import MODEL
 from lungwave.training.loop import Listener, Training
 from lungwave.training.ranks import Ranks, joined
 from lungwave.types import RESEARCH_USE, UsageError

@@ -14,34 +14,20 @@ import torch
 from lungwave.data.maps import save_npz, save_png
 from lungwave.models.checkpoint import load_model, plain
 from lungwave.models.unet import Condition, describe
-from lungwave.prior.build import MODEL
 from lungwave.prior.pictures import save_grid
 from lungwave.progress import Progress
 from lungwave.repro import manifest, write_json
 from lungwave.sample import generate
+from lungwave.shipped import PRIOR, model_folder
 from lungwave.training.ranks import joined
 from lungwave.types import UsageError
 
-SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "models"
 MOST_BYTES = 2**33  # of samples in float64
-PREFIX = "prior-"  # of the shipped folders that hold a prior
-
-
-def model_folder(name: Path) -> Path:
-    """Folder of a model: a path, the training that made it, or the name of a shipped prior."""
-    if (name / MODEL).is_dir():
-        return name / MODEL
-    if not name.exists() and (SHIPPED / name.name).is_dir() and name.name.startswith(PREFIX):
-        return SHIPPED / name.name
-    if not name.exists():
-        known = ", ".join(sorted(path.name for path in SHIPPED.glob(f"{PREFIX}*"))) or "none in this copy"
-        raise UsageError(f"{name}: no such folder; give the folder of a model, or a shipped one: {known}")
-    return name
 
 
 def plan_samples(folder: Path, out: Path, count: int, steps: int) -> dict[str, Any]:
     """What drawing would cost."""
-    model = load_model(model_folder(folder))
+    model = load_model(model_folder(folder, PRIOR))
     cost = describe(plain(model.denoiser).config, model.size)
     calls = 2 * steps - 1
     return {
@@ -64,7 +50,7 @@ def sample_prior(
     """
     with joined(device) as ranks:
         place = ranks.device
-    model = load_model(model_folder(folder), place)
+    model = load_model(model_folder(folder, PRIOR), place)
     names = model.config.get("classes") or []
     if label is not None and label not in names:
         raise UsageError(f"class {label} is unknown to {folder}; it knows {', '.join(names) or 'no classes'}")
