@@ -208,5 +208,5 @@ def quarantined(maps: Float[Tensor, "n c z x"], *values: Any) -> Tensor:
     """Which cases are finite everywhere; the others are to be counted and set aside, never set to zero."""
     good = maps.flatten(1).isfinite().all(1)
     for value in values:
-        good = good & value.flatten(1).isfinite().all(1)
+        good = good & value.reshape(len(value), -1).isfinite().all(1)
     return good

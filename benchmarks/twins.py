@@ -1,0 +1,194 @@
+"""Is my posterior right? Every sampler on three twins whose posterior is known.
+
+    python benchmarks/twins.py [--rows daps_rto mmps] [--scale 1.0]
+
+linear     smooth Gaussian lines of 32 pixels, eight blurred looks at one half: closed form
+nonlinear  the same lines through an exponential: against a long Hamiltonian Monte Carlo run
+mixture    two kinds of lines of 16 pixels, weights 0.8 and 0.2: closed form
+
+The denoiser is exact, so that what is wrong is the sampler's. The twins are those of the tests (tests/twins.py), here
+with more truths and draws. A call is one vector-Jacobian product of the forward model. Settings of the baselines that
+their papers leave open (rates, scales) stand in the first column. Writes docs/results/twins.md
+and .json, docs/images/twins.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+
+from lungwave.posterior.samplers import SAMPLERS, Inner
+from lungwave.repro import atomic_path, versions, write_json
+from lungwave.sample import Seeds
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+import twins  # noqa: E402
+
+DRAWS, MIXTURE_DRAWS = 128, 64
+LIMIT = 3.0  # of the ratios in the picture
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table."""
+
+    name: str
+    sampler: str
+    how: dict[str, Any] = field(default_factory=dict)
+    mixture: dict[str, Any] | None = None  # other settings there
+    draws: int = DRAWS
+
+
+ROWS = (
+    Row("daps_rto, 12 levels", "daps_rto", {"levels": 12}),
+    Row("daps_rto, 50 levels", "daps_rto", {"levels": 50}),
+    Row("daps_rto, 50 levels, 2 Newton", "daps_rto", {"levels": 50, "inner": Inner(2, 8)}),
+    Row("mmps, 50 levels", "mmps", {"levels": 50}),
+    Row("mmps, 200 levels", "mmps", {"levels": 200}),
+    Row("pnpdm_rto, rho 0.3", "pnpdm_rto", {"rho_min": 0.3, "iterations": 100, "burn_in": 40}),
+    Row("tds, as many particles as draws", "tds", {"levels": 50, "particles": DRAWS},
+        {"levels": 50, "particles": MIXTURE_DRAWS}),
+    Row("sda, gamma 0.1, 200 levels", "sda", {"levels": 200, "gamma": 0.1}),
+    Row("dps, zeta 0.3", "dps", {"levels": 1000, "zeta": 0.3}),
+    Row("dps, zeta 1", "dps", {"levels": 1000, "zeta": 1.0}),
+    Row("diffpir, zeta 1", "diffpir", {"levels": 200, "zeta": 1.0}),
+    Row("diffpir, zeta 0.1", "diffpir", {"levels": 200, "zeta": 0.1}),
+    Row("red_diff", "red_diff", {"levels": 1000}),
+    Row("daps, Langevin, rate 3e-4", "daps", {"levels": 50, "langevin": 50, "rate": 3e-4}),
+    Row("lbfgs_tv", "lbfgs_tv", {}, draws=2),
+)  # fmt: skip
+
+
+def measured(row: Row, linear: twins.Twin, nonlinear: twins.Twin, mixed: tuple[twins.Twin, Any]) -> dict[str, Any]:
+    """Scores on the three twins."""
+    sampler, found = SAMPLERS[row.sampler], {}
+    for name, twin in (("linear", linear), ("nonlinear", nonlinear)):
+        clock = time.perf_counter()
+        got = twin.run(sampler, row.draws, Seeds(0, range(row.draws * len(twin.y))), **row.how)
+        samples = twin.samples(got)
+        kept = got.kept.reshape(len(twin.y), -1).all(1)
+        scores = part_of(twin, kept).scores(samples[kept])
+        calls = got.calls["vjp"] / len(got.maps)
+        found[name] = {**scores, "calls": calls, "lost": int((~got.kept).sum()), "seconds": time.perf_counter() - clock}
+    twin, share = mixed
+    draws = min(row.draws, MIXTURE_DRAWS)
+    got = twin.run(sampler, draws, Seeds(0, range(draws * len(twin.y))), **(row.mixture or row.how))
+    samples = twin.samples(got)
+    off = (twins.first_share(samples) - share[:, 0]).abs().mean()
+    found["mixture"] = {"weight_error": float(off), "distance": twins.sliced(samples, twin.reference)}
+    return found
+
+
+def part_of(twin: twins.Twin, kept: torch.Tensor) -> twins.Twin:
+    """The cases that were not lost."""
+    return twins.Twin(twin.forward, twin.denoiser, twin.noise, twin.truth[kept], twin.y[kept], twin.reference[kept])
+
+
+def exact(linear: twins.Twin, nonlinear: twins.Twin, mixed: tuple[twins.Twin, Any], others: Any) -> dict[str, Any]:
+    """What the reference says of itself: another set of its draws against it."""
+    found = {
+        name: {**twin.scores(other.reference), "calls": 0.0, "lost": 0, "seconds": 0.0}
+        for (name, twin), other in zip((("linear", linear), ("nonlinear", nonlinear)), others, strict=False)
+    }
+    twin, share = mixed
+    off = (twins.first_share(others[2].reference) - share[:, 0]).abs().mean()
+    apart = twins.sliced(others[2].reference, twin.reference)
+    found["mixture"] = {"weight_error": float(off), "distance": apart}
+    return found
+
+
+def table(results: dict[str, dict[str, Any]], sizes: str, seconds: float) -> str:
+    lines = [
+        "# Samplers on twins whose posterior is known",
+        "",
+        f"Made by `python benchmarks/twins.py` in {seconds / 60:.0f} min; {sizes}. Mean error in standard deviations "
+        "of the posterior, variance over the posterior's, share of the truths inside central 90 % intervals, chi2 of "
+        "the samples' residual, sliced Wasserstein-1 distance to the reference. The first row holds another set of "
+        "exact draws (of the long run, where it is nonlinear): no sampler can do better but by chance.",
+        "",
+        "| sampler | calls | linear: mean error | variance | inside 90 % | chi2 | distance | nonlinear: mean error | "
+        "variance | inside 90 % | chi2 | distance | mixture: weight error | distance |",
+        "|---|---|" + "---|" * 12,
+    ]
+    for name, found in results.items():
+        cells = [f"{found['linear']['calls']:.0f}"]
+        for twin in ("linear", "nonlinear"):
+            scores = found[twin]
+            cells += [f"{scores[k]:.2f}" for k in ("mean_error", "variance", "inside_90", "chi2")]
+            lost = f" ({scores['lost']} lost)" if scores["lost"] else ""
+            cells.append(f"{scores['distance']:.3f}{lost}")
+        cells += [f"{found['mixture']['weight_error']:.3f}", f"{found['mixture']['distance']:.3f}"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(results: dict[str, dict[str, Any]], out: Path) -> None:
+    """Variance ratio and coverage of every row, two twins."""
+    names = list(results)
+    place = list(range(len(names)))[::-1]
+    figure, axes = plt.subplots(1, 3, figsize=(11, 0.32 * len(names) + 1.2), sharey=True, layout="constrained")
+    shown = (("variance", "variance over the posterior's", 1.0), ("inside_90", "truths inside 90 % intervals", 0.9),
+             ("distance", "distance to the posterior", None))  # fmt: skip
+    for axis, (key, title, ideal) in zip(axes, shown, strict=True):
+        for twin, colour, marker in (("linear", "#1f5fa8", "o"), ("nonlinear", "#b8442b", "s")):
+            values = [min(results[name][twin][key], LIMIT) for name in names]
+            axis.plot(values, place, marker, color=colour, label=twin, markersize=5)
+        if ideal is not None:
+            axis.axvline(ideal, color="0.4", linewidth=0.8)
+        axis.set_title(title, fontsize=9)
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks(place, names, fontsize=8)
+    axes[0].legend(fontsize=8, frameon=False)
+    with atomic_path(out) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", default=[""], help="words; only rows whose name holds one of them")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of truths")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    clock = time.perf_counter()
+    counts = [max(2, round(args.scale * n)) for n in (30, 12, 200)]
+    first = (twins.linear(counts[0], 2 * DRAWS), twins.nonlinear(counts[1], 2 * DRAWS))
+    mixed = twins.mixture(counts[2], 2 * MIXTURE_DRAWS)
+
+    def half(twin: twins.Twin, part: slice) -> twins.Twin:
+        return twins.Twin(twin.forward, twin.denoiser, twin.noise, twin.truth, twin.y, twin.reference[:, part])
+
+    ours = (slice(None, DRAWS), slice(None, DRAWS), slice(None, MIXTURE_DRAWS))
+    theirs = (slice(DRAWS, None), slice(DRAWS, None), slice(MIXTURE_DRAWS, None))
+    linear, nonlinear, mixture = (half(t, s) for t, s in zip((*first, mixed[0]), ours, strict=True))
+    others = [half(t, s) for t, s in zip((*first, mixed[0]), theirs, strict=True)]
+    results = {"exact": exact(linear, nonlinear, (mixture, mixed[1]), others)}
+    for row in ROWS:
+        if any(word in row.name for word in args.rows):
+            results[row.name] = measured(row, linear, nonlinear, (mixture, mixed[1]))
+            print(row.name, results[row.name], flush=True)
+    sizes = (
+        f"{counts[0]} linear and {counts[1]} nonlinear truths with {DRAWS} draws each, {counts[2]} of the mixture with "
+        f"{MIXTURE_DRAWS}"
+    )
+    text = table(results, sizes, time.perf_counter() - clock)
+    with atomic_path(ROOT / "docs" / "results" / "twins.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    write_json(ROOT / "docs" / "results" / "twins.json", {"results": results, "counts": counts, "versions": versions()})
+    draw(results, ROOT / "docs" / "images" / "twins.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
