@@ -259,7 +259,7 @@ def rasterise(anatomy: Anatomy, spacing: float, depth: float, width: float, x_ce
     UsageError as ``grid_of`` does.
     """
     grid = grid_of(anatomy, spacing, depth, width, x_center)
-    level = _air_level(anatomy, grid)
+    level = air_level(anatomy, grid)
     speed, density, attenuation, scatter = _tissue(anatomy, grid)
     contrast = np.where(level > 0, np.float32(0), scatter)
     contrast *= speckle(anatomy.texture_seed, anatomy.texture_pitch, grid.z, grid.x)
@@ -273,7 +273,7 @@ def rasterise(anatomy: Anatomy, spacing: float, depth: float, width: float, x_ce
     )
 
 
-def _air_level(anatomy: Anatomy, grid: Grid) -> Int[np.ndarray, "z x"]:
+def air_level(anatomy: Anatomy, grid: Grid) -> Int[np.ndarray, "z x"]:
     """How many of ``AIR_DEPTH`` each node reaches inside an airspace; 0 = tissue."""
     level = np.zeros((grid.where.rows, len(grid.x)), np.int8)
     for depth in AIR_DEPTH:

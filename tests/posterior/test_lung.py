@@ -1,0 +1,71 @@
+"""The wave equation as a forward model: it hears what the simulator hears, and its derivatives are each other's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lungwave.acoustics.forward import Simulator
+from lungwave.config import preset
+from lungwave.models.precond import Scaling
+from lungwave.phantom.anatomy import air_level, draw, grid_of, rasterise
+from lungwave.posterior.likelihood import check_forward
+from lungwave.posterior.lung import LEVELS, LungForward, first_rows, flatten, resolved
+from lungwave.types import UsageError
+
+CONFIG = preset("micro").override({"seed": 5})
+ROWS = 80
+
+
+def lung(index: int) -> tuple[LungForward, torch.Tensor, torch.Tensor]:
+    """Forward model of a case, its resolved map in network units, and the simulator's echoes."""
+    simulator, grid = Simulator(CONFIG), CONFIG.grid
+    anatomy = draw(CONFIG, index)
+    medium = rasterise(anatomy, grid.spacing, grid.depth, simulator.medium_width)
+    surface = anatomy.wall.surface(medium.x)
+    level = air_level(anatomy, grid_of(anatomy, grid.spacing, grid.depth, simulator.medium_width))
+    forward = LungForward(CONFIG, medium, surface, Scaling(0.5, 0.3), ROWS)
+    fractions = resolved(CONFIG, medium, surface, level, ROWS)
+    with torch.no_grad():
+        return forward, forward.scaling.to_network(torch.from_numpy(fractions)[None]), simulator.channels(medium)
+
+
+@pytest.mark.parametrize(("index", "most"), [(0, 0.06), (1, 0.1), (2, 0.2)])
+def test_a_resolved_map_sounds_like_the_lung_it_was_taken_from(index: int, most: float) -> None:
+    """All that a map leaves out is worth a few percent of the echoes, most in a consolidation with its dense tissue."""
+    forward, x, echoes = lung(index)
+    assert float((forward(x) - echoes).norm() / echoes.norm()) < most
+    silent = forward.scaling.to_network(torch.zeros_like(x))
+    assert float((forward(silent) - echoes).norm() / echoes.norm()) > 0.4  # what the lung itself is worth
+
+
+def test_maps_go_on_the_grid_and_back_exactly() -> None:
+    """Above the lung the wall stays; the adjoint of placing is what the derivative uses."""
+    forward, x, _ = lung(1)
+    low, high = forward.valid_range
+    assert float(x.min()) >= low - 1e-6 and float(x.max()) <= high + 1e-6
+    fractions = forward.scaling.to_data(x)
+    surface = draw(CONFIG, 1).wall.surface((np.arange(96) - 47.5) * CONFIG.grid.spacing)
+    first = first_rows(surface, CONFIG.grid.spacing)
+    placed = forward.place(fractions)[0, 0].numpy()
+    deep = 112 - int(first.max())
+    np.testing.assert_array_equal(flatten(placed, first, ROWS)[:deep], fractions[0, 0, :deep])
+
+
+def test_derivatives_agree() -> None:
+    """Away from the kinks between levels; the same for each map of a batch."""
+    forward, x, _ = lung(1)
+    low, high = forward.valid_range
+    x = x.expand(2, -1, -1, -1)
+    middle = ((x - low) / (high - low) * LEVELS).floor().clamp(0, LEVELS - 1) + 0.5
+    found = check_forward(forward, low + middle / LEVELS * (high - low))
+    assert found["adjoint"] < 1e-3 and found["slope"] < 0.02
+
+
+def test_a_surface_that_is_not_in_the_grid_is_refused() -> None:
+    anatomy = draw(CONFIG, 0)
+    medium = rasterise(anatomy, CONFIG.grid.spacing, CONFIG.grid.depth, CONFIG.grid.width)
+    for surface, said in ((np.full(96, 4.0), "give its depth in metres"), (np.full(5, 4e-3), "5 columns")):
+        with pytest.raises(UsageError, match=said):
+            LungForward(CONFIG, medium, surface, Scaling(0.5, 0.3), ROWS)
