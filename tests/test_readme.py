@@ -50,3 +50,15 @@ def test_every_verb_is_listed() -> None:
         for word in re.split(r"[ |\\]+", line)
     }
     assert {word for verb in VERBS for word in verb.split()} <= listed
+
+
+def test_the_forward_model_example_runs_as_printed(tmp_path: Path) -> None:
+    text = (ROOT / "docs/howto/forward-model.md").read_text(encoding="utf-8")
+    code = re.search(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert code and len([line for line in code[1].splitlines() if line.strip()]) <= 22
+    done = subprocess.run(
+        [sys.executable, "-c", code[1]], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    said = re.search(r"spread ([\d.]+), chi2 ([\d.]+)", done.stdout)
+    assert said and 0 < float(said[1]) < 0.3 and 0.5 < float(said[2]) < 1.5, done.stdout

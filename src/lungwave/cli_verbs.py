@@ -102,8 +102,9 @@ class Maps(Configured):
     """NPZ of all maps, or a folder of PNGs (255 = 100 % air)."""
     cases: str = "0:100"
     """Which cases, a:b."""
-    view: Literal["smooth", "sharp", "seed", "resolved", "raw"] = "smooth"
-    """Average over 0.5 or 0.15 mm; the report's 8 x 256 strip; airspaces of 0 and 1; the strip before pooling (.pt)."""
+    view: Literal["smooth", "sharp", "seed", "resolved", "raw", "nodes"] = "smooth"
+    """Average over 0.5 or 0.15 mm; the report's 8 x 256 strip; airspaces of 0 and 1; the strip before pooling (.pt);
+    air and sound speed of the solver's nodes."""
     workers: int | None = None
     """Processes; default one a core. The result does not depend on it."""
     quantifiable_only: bool = False

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from lungwave.acoustics.forward import Simulator
 from lungwave.config import preset
+from lungwave.data.drawn import write_maps
+from lungwave.data.mapset import read_maps
 from lungwave.models.precond import Scaling
-from lungwave.phantom.anatomy import air_level, draw, grid_of, rasterise
+from lungwave.phantom.anatomy import draw, rasterise
+from lungwave.phantom.resolved import LEVELS, first_rows, flatten, resolved, resolved_size
 from lungwave.posterior.likelihood import check_forward
-from lungwave.posterior.lung import LEVELS, LungForward, first_rows, flatten, resolved
+from lungwave.posterior.lung import LungForward
 from lungwave.types import UsageError
 
 CONFIG = preset("micro").override({"seed": 5})
-ROWS = 80
+ROWS = resolved_size(CONFIG)[0]
 
 
 def lung(index: int) -> tuple[LungForward, torch.Tensor, torch.Tensor]:
@@ -24,9 +29,8 @@ def lung(index: int) -> tuple[LungForward, torch.Tensor, torch.Tensor]:
     anatomy = draw(CONFIG, index)
     medium = rasterise(anatomy, grid.spacing, grid.depth, simulator.medium_width)
     surface = anatomy.wall.surface(medium.x)
-    level = air_level(anatomy, grid_of(anatomy, grid.spacing, grid.depth, simulator.medium_width))
-    forward = LungForward(CONFIG, medium, surface, Scaling(0.5, 0.3), ROWS)
-    fractions = resolved(CONFIG, medium, surface, level, ROWS)
+    forward = LungForward(CONFIG, medium, surface, Scaling(0.5, 0.3))
+    fractions = resolved(anatomy, CONFIG)
     with torch.no_grad():
         return forward, forward.scaling.to_network(torch.from_numpy(fractions)[None]), simulator.channels(medium)
 
@@ -68,4 +72,14 @@ def test_a_surface_that_is_not_in_the_grid_is_refused() -> None:
     medium = rasterise(anatomy, CONFIG.grid.spacing, CONFIG.grid.depth, CONFIG.grid.width)
     for surface, said in ((np.full(96, 4.0), "give its depth in metres"), (np.full(5, 4e-3), "5 columns")):
         with pytest.raises(UsageError, match=said):
-            LungForward(CONFIG, medium, surface, Scaling(0.5, 0.3), ROWS)
+            LungForward(CONFIG, medium, surface, Scaling(0.5, 0.3))
+
+
+def test_resolved_maps_are_training_data(tmp_path: Path) -> None:
+    """Two channels of fractions, the size that the forward model takes; images cannot hold them."""
+    write_maps(CONFIG, range(3), tmp_path / "nodes.npz", "nodes", quiet=True)
+    maps = read_maps(tmp_path / "nodes.npz")
+    assert (maps.channels, *maps.size) == (2, *resolved_size(CONFIG)) == (2, 80, 96)
+    np.testing.assert_array_equal(maps.fraction()[1], resolved(draw(CONFIG, 1), CONFIG).astype(np.float32))
+    with pytest.raises(UsageError, match="2 channels, which no image holds"):
+        write_maps(CONFIG, range(3), tmp_path / "nodes", "nodes", quiet=True)

@@ -20,11 +20,12 @@ from lungwave.config import Config
 from lungwave.data import maps as files
 from lungwave.phantom.aeration import SEED_VIEW, Strip, flatten, seed_view, truth, truth_spacing
 from lungwave.phantom.anatomy import Anatomy, draw
+from lungwave.phantom.resolved import CHANNELS, resolved, resolved_size
 from lungwave.progress import Progress
 from lungwave.types import MM, Field, UsageError
 
 Arrays: TypeAlias = dict[str, np.ndarray]
-View = Literal["smooth", "sharp", "seed", "resolved", "raw"]
+View = Literal["smooth", "sharp", "seed", "resolved", "raw", "nodes"]
 FINE = 0.025 * MM  # [m] pixel of the report's maps, of which 4 x 4 make one of the 8 x 256 view
 RAW = (files.ROWS, files.COLUMNS + 1)  # rows and columns of the report's tensors
 FILES = (".npy", ".png", ".jpg", ".gif", ".pt", ".h5", ".hdf5", ".json", ".zip")  # no names of folders
@@ -35,7 +36,7 @@ PART = 10  # cases that a worker draws at a time, and that an interrupted run lo
 class DrawnMap:
     """One map and what it is of."""
 
-    values: Float[np.ndarray, "z x"]  # fraction 0-1; NaN in columns that are not quantifiable
+    values: Float[np.ndarray, "*c z x"]  # fraction 0-1; NaN in columns that are not quantifiable
     category: str
     base_id: int
     index: int
@@ -52,12 +53,19 @@ def draw_map(config: Config, index: int, view: View) -> DrawnMap:
 
     smooth, sharp: the truth at sigma 0.5 and 0.15 mm on the configuration's map. seed: the report's 8 x 256 strip,
     means of 4 x 4 pixels of 25 um. raw: these pixels, 32 x 1025 of 0 and 1. resolved: airspaces without any average, 0
-    or 1 on a raster of the map's pixel. Raises UsageError where the map is too small or odd for the view.
+    or 1 on a raster of the map's pixel. nodes: what the solver's grid holds, ``phantom.resolved``. Raises UsageError
+    where the map is too small or odd for the view.
     """
     check_view(config, view)
     anatomy = draw(config, index)
     known = truth(anatomy, config.map, truth_spacing(config))
-    values = known.smooth if view == "smooth" else known.sharp if view == "sharp" else _raster(config, anatomy, view)
+    match view:
+        case "smooth" | "sharp":
+            values = known.smooth if view == "smooth" else known.sharp
+        case "nodes":
+            values = resolved(anatomy, config)
+        case _:
+            values = _raster(config, anatomy, view)
     return DrawnMap(values.astype(np.float32), anatomy.category, anatomy.base_id, index, known.whole)
 
 
@@ -92,6 +100,8 @@ def check_view(config: Config, view: View) -> None:
 
 def map_size(config: Config, view: View) -> tuple[int, int]:
     """Rows and columns of a map."""
+    if view == "nodes":
+        return resolved_size(config)
     return {"seed": SEED_VIEW, "raw": RAW}.get(view, (config.map.rows, config.map.columns))
 
 
@@ -105,6 +115,7 @@ def plan(
     seconds = (time.perf_counter() - start) * len(cases) / max(workers, 1)
     rows, columns = map_size(config, view)
     depth = 4 if _is_npz(out) or view == "raw" else 1
+    depth *= CHANNELS if view == "nodes" else 1
     return {
         "maps": len(cases),
         "size": [rows, columns],
@@ -143,7 +154,7 @@ def write_maps(
             files.save_npz(paths[part], **arrays)
             progress.advance(len(part))
     arrays = _join([paths[part] for part in todo])
-    holed = np.isnan(arrays["maps"]).any((1, 2))
+    holed = np.isnan(arrays["maps"].reshape(len(arrays["maps"]), -1)).any(1)
     if quantifiable_only:
         if holed.all():
             shutil.rmtree(parts)
@@ -162,6 +173,8 @@ def check_out(config: Config, cases: range, out: Path, view: View, quantifiable_
         if out.is_dir():
             raise UsageError(f"{out} is a folder; give a file name")
         return
+    if view == "nodes":
+        raise UsageError(f"maps of the nodes have {CHANNELS} channels, which no image holds; give --out NAME.npz")
     if out.suffix.lower() in FILES or (out.exists() and not out.is_dir()):
         raise UsageError(f"{out} is neither an .npz file nor a folder; give NAME.npz or a folder's name")
     if max(config.lung.rib_probability, config.lung.pneumothorax_probability) > 0 and not quantifiable_only:

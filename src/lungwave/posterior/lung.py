@@ -1,43 +1,27 @@
-"""The wave equation as a forward model: a resolved lung under a known chest wall -> echoes.
+"""The wave equation as a forward model: a resolved lung (``phantom.resolved``) under a known chest wall -> echoes.
 
-A resolved map says of every node of the solver's grid how deep it lies in air (channel 0: 0 = tissue, then sixths of
-the levels by which ``phantom.anatomy`` places the surface of air between nodes) and how fast the tissue there carries
-sound (channel 1). It is kept pleura-flattened, row 0 at the first node that can be air, so that a prior sees no wall:
-``flatten`` takes it off the grid, ``LungForward.place`` puts it back, both exactly. What a map leaves out is the
-tissue's density, attenuation and scatter. The derivative along a direction is a difference quotient: one propagation
-more, where the exact one of a medium with losses takes forty.
+What a resolved map leaves out is the tissue's density, attenuation and scatter. The derivative along a direction is a
+difference quotient: one propagation more, where the exact one of a medium with losses takes forty.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from lungwave.acoustics.forward import Simulator
 from lungwave.acoustics.wave import Fields
 from lungwave.config import Config
 from lungwave.models.precond import Scaling
-from lungwave.phantom.anatomy import AIR_DENSITY, AIR_REACH
+from lungwave.phantom.anatomy import AIR_DENSITY
 from lungwave.phantom.medium import TISSUES, Medium, max_sound_speed, min_sound_speed
+from lungwave.phantom.resolved import CHANNELS, LEVELS, first_rows, resolved_size
 from lungwave.types import UsageError
 
 LUNG = TISSUES["lung tissue"]
-LEVELS = len(AIR_DENSITY)  # of a node's depth in air
-CHANNELS = 2  # depth in air, sound speed
 STEP = 1e-3  # network units of the largest change in a difference quotient
-
-
-def first_rows(surface: Float[np.ndarray, " x"], spacing: float) -> Int[np.ndarray, " x"]:
-    """Row of the first node that can be air in every column: as far above the lung surface [m] as air is painted."""
-    return np.ceil(surface / spacing - AIR_REACH - 1e-9).astype(np.int64)
-
-
-def flatten(field: Float[np.ndarray, "z x"], first: Int[np.ndarray, " x"], rows: int) -> Float[np.ndarray, "row x"]:
-    """Columns of a field of the grid from their first lung node on; the deepest node is repeated below the grid."""
-    at = np.minimum(first[None] + np.arange(rows)[:, None], len(field) - 1)
-    return np.take_along_axis(field, at, 0)
 
 
 class LungForward:
@@ -49,9 +33,7 @@ class LungForward:
 
     derivative_error = 2e-2  # of ``jvp``, relative, where maps have no kinks within ``STEP``
 
-    def __init__(
-        self, config: Config, medium: Medium, surface: Float[np.ndarray, " x"], scaling: Scaling, rows: int
-    ) -> None:
+    def __init__(self, config: Config, medium: Medium, surface: Float[np.ndarray, " x"], scaling: Scaling) -> None:
         """``surface`` [m] is the depth of the lung in every column of the medium.
 
         Raises UsageError where it lies outside the grid or has another length.
@@ -65,6 +47,7 @@ class LungForward:
             raise UsageError(
                 f"the lung begins at row {first.min()} to {first.max()} of a grid of {depth}; give its depth in metres"
             )
+        rows = resolved_size(config)[0]
         self.scaling, self.shape = scaling, (CHANNELS, rows, width)
         self.speeds = min_sound_speed(config), max_sound_speed(config)
         row = np.arange(depth)[:, None] - first[None]  # of the map, at every node
@@ -126,12 +109,3 @@ class LungForward:
 
     def _medium(self, speed: Tensor, density: Tensor, air: Tensor) -> Fields:
         return Fields(speed, density, air.clamp(0, 1), self._loss.expand_as(speed))
-
-
-def resolved(
-    config: Config, medium: Medium, surface: Float[np.ndarray, " x"], air_level: Int[np.ndarray, "z x"], rows: int
-) -> Float[np.ndarray, "2 row x"]:
-    """The map of a drawn lung, fractions 0-1: what ``LungForward`` puts back on the grid."""
-    first, (slow, fast) = first_rows(surface, medium.spacing), (min_sound_speed(config), max_sound_speed(config))
-    speed = np.clip((medium.sound_speed - slow) / (fast - slow), 0, 1)
-    return np.stack([flatten(air_level / LEVELS, first, rows), flatten(speed, first, rows)])
