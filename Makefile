@@ -7,7 +7,7 @@ PYTEST_FLAGS ?= -n 2
 BIN := $(VENV)/bin
 SECONDS_SINCE = echo "$(1): $$(( $$(date +%s) - start )) s"
 
-.PHONY: demo test lint model priors clean
+.PHONY: demo test lint model priors posterior clean
 
 demo: $(VENV)/.core
 	@start=$$(date +%s); $(BIN)/lungwave demo --out $(OUT) && $(call SECONDS_SINCE,demo)
@@ -47,6 +47,20 @@ priors: $(VENV)/.core
 	done
 	$(BIN)/python benchmarks/sample.py src/lungwave/assets/models/prior-tiny data/maps_tiny_test.npz --count 300 \
 	  --report-count 64 --rows "100 steps" Heun DPM UniPC
+
+# The shipped posterior, and its tests on lungs of other seeds: about four hours on two cores.
+ECHOES := --echoes --init prior-tiny --held-out 0.05 --channels 32 --mult 1 2 2 --blocks 1 --heads 2 --attention 1 2 \
+	--patch 4 4 --p-mean 0 --p-std 1.8 --lr 0.002 --warmup 5000 --decay-images 20000 --storage float16
+posterior: export OMP_NUM_THREADS = 1
+posterior: $(VENV)/.core
+	$(BIN)/lungwave generate --preset tiny --seed 1 --cases 0:6000 --out data/cases
+	$(BIN)/lungwave train data/cases --out data/posterior $(ECHOES) --levels 2 --images POSTERIOR_IMAGES
+	rm -rf src/lungwave/assets/models/posterior-tiny
+	cp -r data/posterior/model src/lungwave/assets/models/posterior-tiny
+	$(BIN)/lungwave generate --preset tiny --seed 2 --cases 0:300 --out data/test
+	$(BIN)/lungwave evaluate reconstruction data/test --model posterior-tiny --model ridge-tiny --out data/judged
+	$(BIN)/python benchmarks/reconstruct.py src/lungwave/assets/models/posterior-tiny data/test
+	$(BIN)/python benchmarks/transfer.py --model posterior-tiny --model ridge-tiny
 
 clean:
 	rm -rf $(VENV) $(OUT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -24,6 +23,7 @@ from lungwave.posterior.amortized import KIND as POSTERIOR
 from lungwave.posterior.amortized import PosteriorModel, load_posterior
 from lungwave.posterior.baselines import KIND as REGRESSOR
 from lungwave.posterior.baselines import RegressorModel, answers, load_regressor
+from lungwave.posterior.folder import kind_of
 from lungwave.posterior.linear import LEVELS
 from lungwave.posterior.reconstruct import out_of_range
 from lungwave.posterior.ridge import RidgeModel, load_model
@@ -151,12 +151,9 @@ KINDS: dict[str, Callable[[str, Path], Model]] = {
 
 def open_model(folder: Path, name: str) -> Model:
     """The model of a folder, by its kind. UsageError for what is no such folder."""
-    try:
-        kind = json.loads((folder / FILES[0]).read_text(encoding="utf-8")).get("kind")
-    except (OSError, ValueError, AttributeError):
-        raise UsageError(
-            f"{folder} is no model folder; give one that 'lungwave fit' or 'train --echoes' wrote"
-        ) from None
+    kind = kind_of(folder)
+    if kind is None:
+        raise UsageError(f"{folder} is no model folder; give one that 'lungwave fit' or 'train --echoes' wrote")
     if kind not in KINDS:
         raise UsageError(f"{folder} holds a '{kind}' model, which reads no echoes; give one of {', '.join(KINDS)}")
     return KINDS[kind](name, folder)

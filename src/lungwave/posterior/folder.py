@@ -22,6 +22,15 @@ from lungwave.posterior.pleura import PleuraDetector
 from lungwave.types import LungwaveError, UsageError
 
 
+def kind_of(folder: Path) -> str | None:
+    """Kind of the model in a folder, as its config.json says; None where it does not say."""
+    try:
+        kind = json.loads((folder / ABOUT).read_text(encoding="utf-8")).get("kind")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return kind if isinstance(kind, str) else None
+
+
 def pack(parts: Mapping[str, Any]) -> dict[str, Tensor]:
     """Arrays by their names, those of a dataclass as ``name.field``, in double precision.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,6 +15,7 @@ from lungwave.phantom.aeration import Truth, map_columns
 from lungwave.posterior.adapt import adapt
 from lungwave.posterior.amortized import KIND as POSTERIOR
 from lungwave.posterior.amortized import PosteriorModel, load_posterior
+from lungwave.posterior.folder import kind_of
 from lungwave.posterior.information import information_depth
 from lungwave.posterior.linear import LEVELS
 from lungwave.posterior.ridge import Estimate, RidgeModel, load_model
@@ -133,11 +133,7 @@ def reconstruct(
 def load_any_model(folder: Path) -> AnyModel:
     """Read a ridge or a posterior model, of a folder or by its name. UsageError for what is neither."""
     inside = model_folder(folder, ECHOES)
-    try:
-        kind = json.loads((inside / "config.json").read_text(encoding="utf-8")).get("kind")
-    except (OSError, ValueError, AttributeError):
-        kind = None
-    return load_posterior(inside) if kind == POSTERIOR else load_model(inside)
+    return load_posterior(inside) if kind_of(inside) == POSTERIOR else load_model(inside)
 
 
 def _sampled(
