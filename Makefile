@@ -50,7 +50,7 @@ priors: $(VENV)/.core
 
 # The shipped posterior, and its tests on lungs of other seeds: about four hours on two cores.
 ECHOES := --echoes --init prior-tiny --held-out 0.05 --channels 32 --mult 1 2 2 --blocks 1 --heads 2 --attention 1 2 \
-	--patch 4 4 --p-mean 0 --p-std 1.8 --lr 0.002 --warmup 5000 --decay-images 20000 --storage float16
+	--patch 4 4 --dropout 0.05 --p-mean 0 --p-std 1.8 --lr 0.002 --warmup 5000 --decay-images 20000 --storage float16
 posterior: export OMP_NUM_THREADS = 1
 posterior: $(VENV)/.core
 	$(BIN)/lungwave generate --preset tiny --seed 1 --cases 0:6000 --out data/cases
