@@ -11,7 +11,7 @@ import torch
 import twins
 from lungwave.models.precond import Denoiser
 from lungwave.posterior.likelihood import Counted, Differentiable, Forward, GaussianNoise, Linear, check_forward
-from lungwave.posterior.samplers import SAMPLERS, Guided, Inner, Problem, daps_rto, mmps, pnpdm_rto, tds
+from lungwave.posterior.samplers import SAMPLERS, Guided, Inner, Problem, Unknown, daps_rto, mmps, pnpdm_rto, tds
 from lungwave.posterior.samplers.chains import effective_size, split_rhat
 from lungwave.posterior.samplers.inner import ScalarGuess, SpectralGuess, guess_of
 from lungwave.sample import Seeds
@@ -106,6 +106,33 @@ def test_the_spectral_guess_is_what_makes_few_levels_exact() -> None:
     )
     assert not 0.9 < twin.scores(twin.samples(found))["variance"] < 1.1
     assert isinstance(guess_of(twin.denoiser), SpectralGuess) and isinstance(guess_of(Denoiser()), ScalarGuess)
+
+
+def test_noise_and_gain_are_inferred_where_they_are_unknown() -> None:
+    """Told half or twice the noise, and recordings 1.3 times too loud, the sampler finds both, with their spread."""
+    twin, draws = twins.linear(12, 2, seed=4), 24
+    forward = Differentiable(
+        lambda x: 10 + x.flatten(1) @ twins.blur().to(x.dtype).T
+    )  # an offset tells loud from large
+    y = (10 + twin.y).repeat_interleave(draws, 0)
+
+    def found(told: float, loud: float, unknown: Unknown, levels: int) -> Guided:
+        given = Problem(loud * y, forward, twin.denoiser, GaussianNoise(told), (1, *SIZE), unknown)
+        return daps_rto(given, Seeds(0, range(len(y))), levels=levels)
+
+    for told in (0.05, 0.2):
+        noise = found(told, 1.0, Unknown(), 12).noise_scale
+        assert noise is not None
+        assert float((noise * told).log().mean()) == pytest.approx(math.log(0.1), abs=0.35)
+    both = found(0.2, 1.3, Unknown(gain=0.3), 30)
+    assert both.noise_scale is not None and both.gain is not None
+    assert float(both.gain.mean()) == pytest.approx(1.3, abs=0.1)
+    assert 0.03 < float(both.gain.view(12, draws).std(1).mean()) < 0.15
+    assert float((both.noise_scale * 0.2 / 1.3).log().mean()) == pytest.approx(math.log(0.1), abs=0.7)
+    with pytest.raises(UsageError, match="takes noise and gain as known"):
+        mmps(Problem(y, forward, twin.denoiser, GaussianNoise(0.1), (1, *SIZE), Unknown()), Seeds(0, range(len(y))))
+    with pytest.raises(UsageError, match="gain 0 must be a standard deviation"):
+        Unknown(gain=0.0)
 
 
 def test_chains_are_told_apart() -> None:

@@ -16,7 +16,7 @@ from lungwave.posterior.samplers.inner import Inner
 from lungwave.posterior.samplers.lbfgs_tv import lbfgs_tv
 from lungwave.posterior.samplers.mmps import mmps, sda
 from lungwave.posterior.samplers.pnpdm_rto import pnpdm_rto
-from lungwave.posterior.samplers.problem import Guided, Level, Problem
+from lungwave.posterior.samplers.problem import Guided, Level, Problem, Unknown
 from lungwave.posterior.samplers.red_diff import red_diff
 from lungwave.posterior.samplers.tds import tds
 
@@ -33,4 +33,4 @@ SAMPLERS: dict[str, Callable[..., Guided]] = {
     "lbfgs_tv": lbfgs_tv,
 }
 
-__all__ = ["SAMPLERS", "Guided", "Inner", "Level", "Problem", *SAMPLERS]
+__all__ = ["SAMPLERS", "Guided", "Inner", "Level", "Problem", "Unknown", *SAMPLERS]

@@ -46,12 +46,14 @@ def daps_rto(
     ``sigma_max`` near one standard deviation of the prior then. Cases whose maps or recordings stop being finite are
     set aside and counted, never set to zero. Raises LungwaveError when all are lost.
     """
-    run, inner, guess = Run(problem, randomness, callback, dtype), inner or Inner(), guess or guess_of(problem.denoiser)
+    run = Run(problem, randomness, callback, dtype, infers=True)
+    inner, guess = inner or Inner(), guess or guess_of(problem.denoiser)
     sigmas = [float(s) for s in karras(levels, sigma_min, sigma_max)[:-1]] + [0.0]
     x = sigmas[0] * run.normal()
     x = x if start is None else x + start.to(dtype)
     for sigma, after in pairwise(sigmas):
         clean, residual = rto(run, run.denoise(x, sigma), lambda v, s=sigma: guess.spread(v, s), inner)
+        run.infer(residual)
         more = run.normal()
         (x,) = run.settle(sigma, residual, clean + after * more)
     return run.finish(x)

@@ -46,5 +46,5 @@ def dps(
         fresh = math.sqrt(sigma**2 - after**2) * after / sigma
         x = mean + (after / sigma) ** 2 * (x - mean) + fresh * run.normal()
         x = x - zeta * math.sqrt((1 + sigma**2) * (1 + after**2)) * gradient
-        (x,) = run.settle(sigma, problem.noise.whiten(misfit), x)
+        (x,) = run.settle(sigma, run.whiten(misfit), x)
     return run.finish(x)

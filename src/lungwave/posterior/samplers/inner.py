@@ -91,31 +91,45 @@ def rto(
 ) -> tuple[Maps, Float[Tensor, "n ..."]]:
     """A draw, and its whitened residual; ``random=False`` gives the mode instead.
 
-    With ``x = mean + C^(1/2) w`` and ``spread`` = C^(1/2) the problem is ``min |residual - shake|^2 + |w - pull|^2``.
+    With ``x = mean + C^(1/2) w`` and ``spread`` = C^(1/2) the problem is ``min |residual - shake|^2 + |w - pull|^2``. A
+    gain that is not known is one more entry of w, drawn together with the map: one after the other would never move
+    both where the data are precise.
     """
-    shake, pull = (run.normal_recording(), run.normal()) if random else (torch.zeros_like(run.y), 0 * mean)
-    noise, forward, w = run.problem.noise, run.forward, pull.clone()
+    size, sway = mean[0].numel(), None if run.problem.unknown is None else run.problem.unknown.gain
+    shake, pull = torch.zeros_like(run.y), torch.zeros(len(mean), size + (sway is not None)).to(mean)
+    if random:
+        shake, pull[:, :size] = run.normal_recording(), run.normal().flatten(1)
+        if sway is not None:
+            pull[:, size] = run.normal_recording().flatten(1)[:, 0]
 
     def at(w: Tensor) -> tuple[Tensor, Tensor]:
-        x = mean + spread(w)
+        x = mean + spread(w[:, :size].reshape(mean.shape))
+        if sway is not None:
+            run.gain = 1 + sway * w[:, size]
         return x, run.residual(x) - shake
 
     def cost(w: Tensor, residual: Tensor) -> Tensor:
-        return residual.flatten(1).square().sum(1) + (w - pull).flatten(1).square().sum(1)
+        return residual.flatten(1).square().sum(1) + (w - pull).square().sum(1)
 
     with torch.no_grad():
+        w = pull.clone()
         x, residual = at(w)
         now = cost(w, residual)
         for _ in range(inner.newton):
-            inside = run.inside(x)
+            here = run.inside(x)
+            echo = None if sway is None else sway * run.whiten(run.forward(here))  # derivative along the gain's entry
 
-            def along(v: Tensor, here: Tensor = inside) -> Tensor:
-                return noise.whiten(forward.jvp(here, spread(v)))
+            def along(v: Tensor, here: Tensor = here, echo: Tensor | None = echo) -> Tensor:
+                found = run.along(here, spread(v[:, :size].reshape(mean.shape)))
+                return found if echo is None else found + v[:, size].view(-1, *[1] * (echo.ndim - 1)) * echo
 
-            def back(u: Tensor, here: Tensor = inside) -> Tensor:
-                return spread(forward.vjp(here, noise.whiten(u)))
+            def back(u: Tensor, here: Tensor = here, echo: Tensor | None = echo) -> Tensor:
+                found = spread(run.back(here, u)).flatten(1)
+                return found if echo is None else torch.cat([found, (echo * u).flatten(1).sum(1, keepdim=True)], 1)
 
-            step = conjugate_gradients(lambda v: v + back(along(v)), -(back(residual) + w - pull), inner.gradients)
+            step = conjugate_gradients(
+                lambda v, along=along, back=back: v + back(along(v)), -(back(residual) + w - pull), inner.gradients
+            )
             w, x, residual, now = _searched(w, step, (x, residual, now), at, cost)
         return x, residual + shake
 

@@ -47,7 +47,7 @@ def lbfgs_tv(
             at = x.clone().requires_grad_()
             rough = weight * total_variation(at, smooth)
             (slope,) = torch.autograd.grad(rough, at)
-            slope = slope + run.slope(x, residual)
+            slope = slope + run.forward.vjp(run.inside(x), problem.noise.whiten(residual))
             return float(value + rough.detach()), slope.flatten().double().numpy()
 
         first = np.zeros(math.prod(problem.shape)) if start is None else start[i].flatten().double().numpy()

@@ -68,12 +68,12 @@ def _correction(
     gamma: float | None,
 ) -> Tensor:  # fmt: skip
     """``V J' (noise + J V J')^-1 (F(D) - y)``, in whitened recordings."""
-    noise, here = run.problem.noise, run.inside(mean)
+    here = run.inside(mean)
 
     def back(u: Tensor) -> Tensor:
-        return sigma**2 * pull(run.forward.vjp(here, noise.whiten(u)))
+        return sigma**2 * pull(run.back(here, u))
 
     if gamma is not None:
-        return back(residual / (1 + gamma * sigma**2 * noise.whiten(torch.ones_like(residual)).square()))
-    solved = conjugate_gradients(lambda u: u + noise.whiten(run.forward.jvp(here, back(u))), residual, gradients)
+        return back(residual / (1 + gamma * sigma**2 * run.whiten(torch.ones_like(residual)).square()))
+    solved = conjugate_gradients(lambda u: u + run.along(here, back(u)), residual, gradients)
     return back(solved)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,9 +14,22 @@ from torch import Tensor
 from lungwave.models.precond import Denoiser
 from lungwave.posterior.likelihood import Counted, Forward, GaussianNoise, quarantined
 from lungwave.sample import Randomness
-from lungwave.types import LungwaveError
+from lungwave.types import LungwaveError, UsageError
 
-Start = Literal["cold", "amortized"]
+
+@dataclass(frozen=True)
+class Unknown:
+    """What else of a recording is inferred at every level, case by case.
+
+    The size of the noise is drawn from its conjugate posterior given the map, the gain together with the map.
+    """
+
+    noise: bool = True  # size of the noise over that of the noise model; prior 1 / size (Jeffreys)
+    gain: float | None = None  # standard deviation of the recording's gain around 1, a normal prior; None = it is 1
+
+    def __post_init__(self) -> None:
+        if self.gain is not None and not 0 < self.gain < math.inf:
+            raise UsageError(f"gain {self.gain:g} must be a standard deviation above 0; None where it is known")
 
 
 @dataclass(frozen=True)
@@ -28,6 +41,7 @@ class Problem:
     denoiser: Denoiser
     noise: GaussianNoise
     shape: tuple[int, int, int]  # (c, z, x) of a map
+    unknown: Unknown | None = None  # None = noise and gain are what they are said to be
 
 
 @dataclass(frozen=True)
@@ -50,6 +64,8 @@ class Guided:
     calls: dict[str, int] = field(default_factory=dict)  # denoiser, its vjps, forward, jvp, vjp, over all cases
     weights: Float[Tensor, " n"] | None = None  # of weighted samples; None = all alike
     chain: Float[Tensor, "iteration n c z x"] | None = None  # of a Markov chain, after its burn-in
+    noise_scale: Float[Tensor, " n"] | None = None  # drawn size of the noise over that of the noise model
+    gain: Float[Tensor, " n"] | None = None  # drawn gain of the recording
 
 
 class Run:
@@ -61,7 +77,11 @@ class Run:
         randomness: Randomness,
         callback: Callable[[Level], Any] | None = None,
         dtype: torch.dtype = torch.float64,
+        infers: bool = False,
     ) -> None:
+        """``infers``: the sampler calls ``infer``. UsageError where it does not, and something is unknown."""
+        if problem.unknown is not None and not infers:
+            raise UsageError("this sampler takes noise and gain as known; use daps_rto")
         self.problem, self.randomness, self.callback = problem, randomness, callback
         self.y = problem.y.to(dtype)
         self.forward = Counted(problem.forward)
@@ -70,6 +90,8 @@ class Run:
         self._all_y = self.y
         self._like = torch.zeros(len(self.y), *problem.shape, dtype=dtype, device=self.y.device)
         self._denoised = self._pulled = 0
+        self.scale = torch.ones(len(self.y), dtype=dtype, device=self.y.device)
+        self.gain = torch.ones_like(self.scale)
 
     # Random numbers are drawn for every case, so that a lost one does not move those of the others.
 
@@ -107,13 +129,33 @@ class Run:
         low, high = self.forward.valid_range
         return x if math.isinf(low) and math.isinf(high) else x.clamp(low, high)
 
+    def whiten(self, recording: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+        """In standard deviations of the noise."""
+        return self.problem.noise.whiten(recording) / _like(self.scale, recording)
+
     def residual(self, x: Float[Tensor, "n c z x"]) -> Float[Tensor, "n ..."]:
-        """Whitened F(x) - y."""
-        return self.problem.noise.whiten(self.forward(self.inside(x)) - self.y)
+        """Whitened gain F(x) - y."""
+        return self.whiten(_like(self.gain, self.y) * self.forward(self.inside(x)) - self.y)
+
+    def along(self, x: Float[Tensor, "n c z x"], v: Float[Tensor, "n c z x"]) -> Float[Tensor, "n ..."]:
+        """Change of the residual along ``v``; ``x`` is inside the valid range."""
+        return self.whiten(_like(self.gain, self.y) * self.forward.jvp(x, v))
+
+    def back(self, x: Float[Tensor, "n c z x"], u: Float[Tensor, "n ..."]) -> Float[Tensor, "n c z x"]:
+        """The adjoint of ``along``."""
+        return self.forward.vjp(x, _like(self.gain, u) * self.whiten(u))
 
     def slope(self, x: Float[Tensor, "n c z x"], residual: Float[Tensor, "n ..."]) -> Float[Tensor, "n c z x"]:
         """Gradient of half the squared whitened residual."""
-        return self.forward.vjp(self.inside(x), self.problem.noise.whiten(residual))
+        return self.back(self.inside(x), residual)
+
+    def infer(self, residual: Float[Tensor, "n ..."]) -> None:
+        """Draw the size of the noise, where it is unknown, given the whitened residual of clean maps."""
+        if self.problem.unknown is None or not self.problem.unknown.noise:
+            return
+        misfit = (_like(self.scale, residual) * residual).flatten(1)  # in the noise model's own deviations
+        chi2 = self.normal_recording().flatten(1).square().sum(1)  # as many squares as the residual has numbers
+        self.scale = (misfit.square().sum(1) / chi2).sqrt()
 
     def settle(self, sigma: float, residual: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         """End of a level: states of the cases that are still finite.
@@ -123,6 +165,7 @@ class Run:
         chi2 = residual.flatten(1).square().mean(1)
         good = quarantined(states[0], chi2[:, None], *states[1:])
         self.active, self.y = self.active[good], self.y[good]
+        self.scale, self.gain = self.scale[good], self.gain[good]
         lost = len(self._like) - len(self.active)
         if not len(self.active):
             raise LungwaveError(
@@ -148,6 +191,8 @@ class Run:
             self.spread(x), kept, self.spread(chi2), tuple(self.levels), calls,
             None if weights is None else self.spread(weights).nan_to_num(0.0),
             None if chain is None else torch.stack(chain),
+            self.spread(self.scale) if self.problem.unknown else None,
+            self.spread(self.gain) if self.problem.unknown else None,
         )  # fmt: skip
 
     def spread(self, values: Tensor) -> Tensor:
@@ -155,6 +200,11 @@ class Run:
         whole = torch.full((len(self._like), *values.shape[1:]), math.nan, dtype=values.dtype, device=values.device)
         whole[self.active] = values
         return whole
+
+
+def _like(value: Float[Tensor, " n"], other: Tensor) -> Tensor:
+    """One value a case, to be multiplied with ``other``."""
+    return value.view(-1, *[1] * (other.ndim - 1))
 
 
 def _level(x: Tensor, sigma: float) -> Tensor:

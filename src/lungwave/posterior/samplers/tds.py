@@ -92,7 +92,6 @@ def _check(problem: Problem, particles: int) -> None:
 
 def _twist(run: Run, x: Tensor, sigma: float) -> _Twist:
     """Dense in the space of recordings."""
-    noise = run.problem.noise
     mean, pull = run.denoise_and_pull(x, sigma)
     residual = run.residual(mean)
     here, flat = run.inside(mean), residual.flatten(1)
@@ -100,7 +99,7 @@ def _twist(run: Run, x: Tensor, sigma: float) -> _Twist:
     for k in range(flat.shape[1]):
         unit = torch.zeros_like(flat)
         unit[:, k] = 1
-        rows.append(run.forward.vjp(here, noise.whiten(unit.view_as(residual))))
+        rows.append(run.back(here, unit.view_as(residual)))
     moved = torch.stack([sigma**2 * pull(row) for row in rows], 1).flatten(2)  # (n, m, pixel): V J'
     inner = torch.stack(rows, 1).flatten(2) @ moved.transpose(1, 2)
     values, vectors = torch.linalg.eigh((inner + inner.transpose(1, 2)) / 2)
