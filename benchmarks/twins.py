@@ -136,9 +136,9 @@ def table(results: dict[str, dict[str, Any]], sizes: str, seconds: float) -> str
         f"Made by `python benchmarks/twins.py` in {seconds / 60:.0f} min; {sizes}. Mean error in standard deviations "
         "of the posterior, variance over the posterior's, share of the truths inside central 90 % intervals, chi2 of "
         "the samples' residual, sliced Wasserstein-1 distance to the reference. The first row holds another set of "
-        "exact draws (of the long run, where it is nonlinear): no sampler can do better but by chance. The second holds "
-        "what an overconfident amortized model might give, 0.6 of the spread and 0.3 standard deviations off; the hybrid "
-        "rows start from it.",
+        "exact draws (of the long run, where it is nonlinear): no sampler can do better but by chance. The second "
+        "holds what an overconfident amortized model might give, 0.6 of the spread and 0.3 standard deviations off; "
+        "the hybrid rows start from it.",
         "",
         "| sampler | calls | linear: mean error | variance | inside 90 % | chi2 | distance | nonlinear: mean error | "
         "variance | inside 90 % | chi2 | distance | mixture: weight error | distance |",
