@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from jaxtyping import Bool
 
 from lungwave.acoustics.bmode import BMode, bmode, display_grid
 from lungwave.acoustics.probe import Recording, Scan
@@ -28,8 +29,10 @@ LEVEL = 0.9
 METHOD = "posterior"
 SAMPLES = 32  # of a posterior: 90 % intervals need 19
 AnyModel: TypeAlias = RidgeModel | PosteriorModel
-UNSURE = 0.5 * MM  # [m] mean doubt of the pleura that deserves a remark
-UNSURE_TEXT = "The pleural line is uncertain: it may lie half a millimetre or more from where it was taken."
+UNSURE = (
+    1.0  # [wavelength] doubt of a column's pleura: noise alone has more in 97 % of the columns, lungs at 10 dB in 2
+)
+MOST_UNSURE = 0.5  # share of the columns
 PIXELS_PER_WAVELENGTH = 6  # of the B-mode, smooth to the eye
 
 
@@ -117,12 +120,7 @@ def reconstruct(
     for i in range(frames):
         picture = bmode(recording, pixels, frame=i)
         about = {"category": kinds[i]} if kinds[i] else {}
-        why = reason
-        if estimate is not None and estimate.novelty[i] > 1:
-            why = (
-                f"Outside the trained range: the echoes lie {estimate.novelty[i]:.2g} times as far from the training "
-                "cases as the furthest of them. Check gain, contact and that this is lung."
-            )
+        why = reason if estimate is None else _unlike(float(estimate.novelty[i]))
         if why is not None or estimate is None:
             results.append(Reconstruction(labels[i], "ridge", picture, withheld=why, truth=known[i], manifest=about))
         else:
@@ -155,18 +153,17 @@ def _sampled(
     drawn = model.draw(fitted.rf, samples, seed=seed)
     results = []
     for i, (label, picture, truth, facts) in enumerate(zip(labels, pictures, known, about, strict=True)):
-        if drawn.novelty[i] > 1:
-            why = (
-                f"Outside the trained range: the echoes lie {drawn.novelty[i]:.2g} times as far from the training "
-                "cases as the furthest of them. Check gain, contact and that this is lung."
-            )
+        found = drawn.doubt[i] < UNSURE * scan.sound_speed / scan.center_frequency
+        if (why := _unusable(float(drawn.novelty[i]), found)) is not None:
             results.append(Reconstruction(label, METHOD, picture, withheld=why, truth=truth, manifest=facts))
             continue
         posterior = summarise(
             drawn.maps[i], drawn.bands[i], drawn.categories[i], model.prior_std, config.map, LEVEL,
             category_names=model.categories.names,
         )  # fmt: skip
-        flags = fitted.flags if drawn.doubt[i].mean() < UNSURE else (*fitted.flags, UNSURE_TEXT)
+        lost = f"No pleural line was found in {int((~found).sum())} of {len(found)} columns; they are hatched."
+        flags = fitted.flags if found.all() else (*fitted.flags, lost)
+        known_columns = found if truth is None else found & np.asarray(truth.valid, bool)
         results.append(
             Reconstruction.of(
                 label,
@@ -174,12 +171,34 @@ def _sampled(
                 picture,
                 posterior,
                 pleura_depth=drawn.pleura_depth[i],
+                valid=known_columns,
                 truth=truth,
                 flags=flags,
                 manifest={**facts, "calls": drawn.calls, "samples": samples, "novelty": float(drawn.novelty[i])},
             )
         )
     return results
+
+
+def _unusable(novelty: float, found: Bool[np.ndarray, " x"]) -> str | None:
+    """Why the aeration of a frame is withheld; None where it is not."""
+    lost = int((~found).sum())
+    if lost > MOST_UNSURE * len(found):
+        return (
+            f"No pleural line was found in {lost} of {len(found)} columns, more than half. Check contact, depth, time "
+            "zero, and that this is lung."
+        )
+    return _unlike(novelty)
+
+
+def _unlike(novelty: float) -> str | None:
+    """What is said of echoes that are unlike any of the training."""
+    if not novelty > 1:
+        return None
+    return (
+        f"Outside the trained range: the echoes lie {novelty:.2g} times as far from the training cases as the furthest "
+        "of them. Check gain, contact and that this is lung."
+    )
 
 
 def _result(
