@@ -30,6 +30,14 @@ VERBS: dict[str, tuple[str, str]] = {
     "reconstruct": ("cli_verbs.Reconstruct", "RF file -> B-mode, aeration map, percent aeration with interval"),
     "report": ("cli_verbs.Report", "several RF files -> one report"),
     "evaluate reconstruction": ("cli_evaluate.Reconstruction", "models on unseen cases: errors, calibration, pictures"),
+    "evaluate generative": (
+        "cli_evaluate.Generative",
+        "generated maps beside real: distances, overlap, diversity",
+    ),
+    "evaluate memorisation": (
+        "cli_evaluate.Memorisation",
+        "are samples copies of the training? calibrated",
+    ),
     "legacy": ("legacy", "the commands of improved-diffusion with their own flags: image_train, image_sample ..."),
     "model info": ("cli_models.ModelInfo", "what a model holds: network, cost, and what its file does not say"),
     "model import": ("cli_models.ModelImport", "OpenAI's .pt or a diffusers folder -> a model that `sample` runs"),

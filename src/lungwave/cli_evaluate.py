@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from lungwave.cli_learn import command_of
 from lungwave.cli_options import Planned, Positional, Repeated, parse_cases
 from lungwave.cli_verbs import output_folder
+from lungwave.types import UsageError
 
 if TYPE_CHECKING:
     from lungwave.comparison import Comparison
+    from lungwave.generated import Sets
 
 UNSAID = ("data", "model", "out", "json", "quiet", "dry_run")  # options that stand elsewhere or decide nothing
 
@@ -61,3 +63,83 @@ class Reconstruction(Planned):
         from lungwave.comparison import Comparison
 
         return Comparison(self.data, self.model, self.snr, self.samples, self.out, chosen, self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated(Planned):
+    """What both verbs take that judge generated maps."""
+
+    samples: Positional[Path]
+    """Generated maps: a folder of images, an NPZ or NPY file, of any one size."""
+    train: Path | None = None
+    """Maps that the generator was trained on."""
+    out: Path = Path("lungwave-generated")
+    """Folder of tables and pictures."""
+    seed: int = 0
+    """Root of the streams of subsets and resampling."""
+
+    def _read(self, held_out: Path) -> Sets:
+        output_folder(self.out)
+        if self.seed < 0:
+            raise UsageError(f"--seed {self.seed} is negative; give 0 or more")
+        from lungwave.generated import read_sets
+
+        return read_sets(self.samples, held_out, self.train)
+
+    def _planned(self, sets: Sets) -> dict[str, Any]:
+        counts = {"samples": len(sets.samples), "train": len(sets.train), "held_out": len(sets.held_out)}
+        return {**counts, "size": list(sets.samples.size), "notes": list(sets.notes), "out": str(self.out)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generative(Generated):
+    """Judge generated maps against real ones: distances with their floors, overlap, diversity, statistics of lungs."""
+
+    reference: Path
+    """Real maps; best of other lungs than the training's."""
+
+    def plan(self) -> dict[str, Any]:
+        """What would be compared."""
+        return self._planned(self._read(self.reference))
+
+    def work(self) -> dict[str, Any]:
+        """Compare and write."""
+        sets = self._read(self.reference)
+        from lungwave.generated import judge_generated
+
+        return judge_generated(sets, self.out, command_of(self, "evaluate", _words("generative", self), OWN), self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memorisation(Generated):
+    """Are samples copies? Their distance to the nearest training map against that of real maps never trained on."""
+
+    held_out: Path
+    """Real maps of other lungs than the training's: what distances mean is known from them."""
+    shifts: int = 4
+    """Largest lateral shift [pixel] that still counts as the same map."""
+
+    def plan(self) -> dict[str, Any]:
+        """What would be compared."""
+        return self._planned(self._checked)
+
+    def work(self) -> dict[str, Any]:
+        """Compare and write."""
+        sets = self._checked
+        from lungwave.generated import judge_memorisation
+
+        command = command_of(self, "evaluate", _words("memorisation", self), OWN)
+        return judge_memorisation(sets, self.out, command, self.shifts, self.seed)
+
+    @property
+    def _checked(self) -> Sets:
+        if self.train is None:
+            raise UsageError("copies are looked for among the training maps; give them with --train")
+        return self._read(self.held_out)
+
+
+OWN = ("samples", "out", "json", "quiet", "dry_run")
+
+
+def _words(name: str, verb: Generated) -> tuple[str, ...]:
+    return name, str(verb.samples)

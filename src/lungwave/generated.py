@@ -1,0 +1,256 @@
+"""Generated maps judged against real ones, from files to tables and pictures in a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+
+from lungwave.data.mapset import MapSet, read_maps
+from lungwave.evaluate.features import EXTRACTORS, fit_features
+from lungwave.evaluate.generative import compare, table_lines
+from lungwave.evaluate.manifold import diversity, overlap, vendi
+from lungwave.evaluate.memorisation import RATIO, SHIFT, Memorisation, memorisation
+from lungwave.figures import PALETTE, style
+from lungwave.figures_evaluation import COLOURS, LOOSE
+from lungwave.prior.pictures import save_figure, save_grid
+from lungwave.repro import atomic_path, manifest, stream, write_json
+from lungwave.types import RESEARCH_USE, UsageError
+
+VENDI = 1000  # most maps of a Vendi score
+SHOWN = 64  # maps in a grid
+GALLERY = 8  # pairs of nearest maps that are shown
+ANY = "all"  # category of maps that state none
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Samples, the maps that they are like, and real maps that no training saw; one channel, one size."""
+
+    samples: MapSet
+    train: MapSet
+    held_out: MapSet
+    notes: tuple[str, ...] = ()
+
+
+def read_sets(samples: Path, held_out: Path, train: Path | None) -> Sets:
+    """The sets from files; without ``train``, half of the groups of ``held_out`` stand in for it.
+
+    Raises UsageError for files that hold no maps, more than one channel, or other sizes and value ranges.
+    """
+    ours, real = _one_channel(samples), _one_channel(held_out)
+    if train is None:
+        seen, real = real.split(0.5, 0)
+        notes: tuple[str, ...] = (f"{held_out} was cut in two: {len(seen)} maps stand in for those of the training",)
+    else:
+        seen, notes = _one_channel(train), ()
+    for name, maps in ((held_out, real), (train or held_out, seen)):
+        if maps.size != ours.size:
+            raise UsageError(
+                f"{samples} holds maps of {ours.size[0]} x {ours.size[1]}, {name} of {maps.size[0]} x {maps.size[1]}; "
+                "compare maps of one size"
+            )
+    return Sets(ours, seen, real, (*notes, *ours.notes, *real.notes))
+
+
+def _one_channel(path: Path) -> MapSet:
+    maps = read_maps(path, labels=_named(path))
+    if maps.channels != 1:
+        raise UsageError(f"{path}: maps have {maps.channels} channels; give maps of aeration alone")
+    return maps
+
+
+def _named(path: Path) -> bool:
+    """Whether a folder's images are named CATEGORY_NUMBER; other files state their categories themselves."""
+    names = [image.stem for image in path.glob("*.png")] if path.is_dir() else []
+    return bool(names) and all(name.partition("_")[0].isalpha() and "_" in name for name in names)
+
+
+def _shuffled(maps: MapSet, seed: int) -> Float[np.ndarray, "n z x"]:
+    """Files list maps by category or case; a fixed shuffle makes every first n a random subset."""
+    return maps.fraction()[stream(seed, "shuffle").permutation(len(maps)), 0]
+
+
+def judge_generated(sets: Sets, out: Path, command: str, seed: int = 0) -> dict[str, Any]:
+    """Distances with their floors, overlap, diversity, statistics of lungs: generative.md, .json and samples.png."""
+    ours, seen, real = (_shuffled(part, k) for k, part in enumerate((sets.samples, sets.train, sets.held_out)))
+    found = compare(ours, seen, real, seed=seed)
+    found["overlap"], found["diversity"] = {}, {}
+    size = min(len(ours), len(real), VENDI)
+    for name in EXTRACTORS:
+        features = fit_features(name, seen)
+        parts = {"samples": features(ours), "train": features(seen[: max(len(real), 6)]), "held out": features(real)}
+        found["overlap"][name] = {key: asdict(overlap(parts[key], parts["held out"])) for key in ("samples", "train")}
+        found["diversity"][f"Vendi, {name}"] = {key: vendi(parts[key][:size]) for key in ("samples", "held out")}
+    found["diversity"]["MS-SSIM of pairs"] = {"samples": diversity(ours, seed), "held out": diversity(real, seed)}
+    text = _generative_text(found, command, sets.notes, size)
+    save_grid(np.clip(ours[:SHOWN], 0, 1), out / "samples.png", f"{min(len(ours), SHOWN)} samples")
+    save_grid(np.clip(real[:SHOWN], 0, 1), out / "held_out.png", f"{min(len(real), SHOWN)} real maps")
+    _write(out, "generative", text, {"results": found}, sets, command, seed)
+    kid = found["features"]["wavelet"]["kid"]
+    return {
+        "maps": found["maps"],
+        "kid_wavelet": kid["value"],
+        "kid_floor": kid["floor"],
+        "recall_wavelet": found["overlap"]["wavelet"]["samples"]["recall"],
+        "table": str(out / "generative.md"),
+    }
+
+
+def _generative_text(found: Mapping[str, Any], command: str, notes: tuple[str, ...], size: int) -> str:
+    maps = found["maps"]
+    lines = [
+        "# Generated maps beside real ones",
+        "",
+        f"Made by `{command}`; {maps['samples']} samples, {maps['held_out']} real maps, {maps['train']} of the "
+        f"training, {maps['size'][0]} x {maps['size'][1]} pixels. Every distance stands beside its floor: the same "
+        f"distance of training maps to the real maps. {RESEARCH_USE}",
+        "",
+        *(f"- {note}." for note in notes),
+        "",
+        *table_lines(dict(found)),
+        "",
+        "## Overlap with the real maps",
+        "",
+        "Precision: samples near a real map. Recall: real maps near a sample. Density: samples around real maps over "
+        "those expected. Coverage: real maps with a sample among their neighbours. In brackets, training maps instead.",
+        "",
+        "| features | precision | recall | density | coverage |",
+        "|---|---|---|---|---|",
+    ]
+    for name, parts in found["overlap"].items():
+        cells = [f"{parts['samples'][k]:.2f} ({parts['train'][k]:.2f})" for k in parts["samples"]]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "## Diversity",
+        "",
+        f"Vendi: effective number of different maps among {size}. MS-SSIM of random pairs: the nearer to 1, the more "
+        "alike.",
+        "",
+        "| | samples | real |",
+        "|---|---|---|",
+    ]
+    for name, parts in found["diversity"].items():
+        lines.append(f"| {name} | {parts['samples']:.3g} | {parts['held out']:.3g} |")
+    return "\n".join(lines) + "\n"
+
+
+def judge_memorisation(sets: Sets, out: Path, command: str, shifts: int = SHIFT, seed: int = 0) -> dict[str, Any]:
+    """Nearest training map of each sample against held-out maps: memorisation.md, .json, pictures.
+
+    The report's figure, by category where samples or training maps name theirs, with the distances that real maps
+    never trained on have.
+    """
+    ours, seen, real = (part.fraction()[:, 0] for part in (sets.samples, sets.train, sets.held_out))
+    found = memorisation(ours, seen, real, shifts)
+    labels = _categories(sets, found)
+    by_category = {}
+    for name in sorted(set(labels)):
+        mine = labels == name
+        by_category[name] = {
+            "samples": int(mine.sum()),
+            "least": float(found.samples.distance[mine].min()),
+            "median": float(np.median(found.samples.distance[mine])),
+            "suspects": float(found.suspects[mine].mean()),
+        }
+    _distance_figure(found, labels, out / "distances.png")
+    _gallery(found, ours, seen, out / "nearest.png")
+    text = _memorisation_text(found, by_category, sets, command, shifts)
+    _write(out, "memorisation", text, {"results": found.summary(), "categories": by_category}, sets, command, seed)
+    return {**found.summary(), "categories": by_category, "table": str(out / "memorisation.md")}
+
+
+def _categories(sets: Sets, found: Memorisation) -> np.ndarray:
+    """Category of each sample: its own, else that of its nearest training map, else ``ANY``."""
+    for maps, rows in ((sets.samples, np.arange(len(sets.samples))), (sets.train, found.samples.index)):
+        if maps.classes and (maps.labels[rows] >= 0).all():
+            return np.array(maps.classes)[maps.labels[rows]]
+    return np.full(len(sets.samples), ANY)
+
+
+def _distance_figure(found: Memorisation, labels: np.ndarray, path: Path) -> None:
+    """Distribution of the least distance of each category, over that of held-out maps."""
+    names = sorted(set(labels))
+    top = max(float(found.samples.distance.max()), float(found.held_out.distance.max()))
+    bins = np.linspace(0, top * 1.02 + 1e-9, 41)
+    with style(9.0):
+        figure = Figure(figsize=(7.2, 1.1 + 1.5 * len(names)), layout="constrained")
+        panels = np.atleast_1d(figure.subplots(len(names), 1, sharex=True))
+        for k, (ax, name) in enumerate(zip(panels, names, strict=True)):
+            weight = np.full(len(found.held_out.distance), 1 / len(found.held_out.distance))
+            ax.hist(found.held_out.distance, bins, weights=weight, color=LOOSE, alpha=0.5, label="real, held out")
+            mine = found.samples.distance[labels == name]
+            ax.hist(
+                mine, bins, weights=np.full(len(mine), 1 / len(mine)), histtype="step", lw=1.4,
+                color=COLOURS[k % len(COLOURS)], label=f"{name}, {len(mine)} samples",
+            )  # fmt: skip
+            ax.axvline(found.threshold, color=PALETTE["truth"], lw=0.9, ls="--")
+            ax.set_ylabel("share")
+            ax.legend(frameon=False, loc="upper right")
+        panels[-1].set_xlabel("root mean square distance to the nearest training map (fraction of air); dashed: 1st "
+                              "percentile of held-out maps")  # fmt: skip
+        save_figure(figure, path)
+
+
+def _gallery(found: Memorisation, ours: np.ndarray, seen: np.ndarray, path: Path) -> None:
+    """The samples that are nearest to a training map, each beside that map."""
+    order = np.argsort(found.samples.distance)[:GALLERY]
+    pairs = []
+    for k in order:
+        other = seen[found.samples.index[k]]
+        pairs += [ours[k], other[:, ::-1] if found.samples.flip[k] else other]
+    save_grid(np.clip(np.stack(pairs), 0, 1), path, "samples nearest to the training, each before its nearest map")
+
+
+def _memorisation_text(
+    found: Memorisation, by_category: Mapping[str, Any], sets: Sets, command: str, shifts: int
+) -> str:
+    number = found.summary()
+    verdict = "copies are among them" if number["p"] < 0.01 else "no sign of copies"
+    lines = [
+        "# Are samples copies of the training?",
+        "",
+        f"Made by `{command}`; {len(sets.samples)} samples, {len(sets.train)} training and {len(sets.held_out)} "
+        f"held-out maps, over flips and lateral shifts of up to {shifts} pixels. {RESEARCH_USE}",
+        "",
+        *(f"- {note}." for note in sets.notes),
+        "",
+        "![Distances](distances.png)",
+        "",
+        "![Nearest pairs](nearest.png)",
+        "",
+        f"**{verdict}**: {number['share_below_first_percentile']:.1%} of the samples are nearer to a training map than "
+        f"the 1st percentile of held-out maps, where {number['expected_share']:.1%} of fresh real maps would be "
+        f"(p = {number['p']:.2g}).",
+        "",
+        "| | samples | held-out |",
+        "|---|---|---|",
+        f"| median distance | {number['median_distance']:.4f} | {number['median_distance_held_out']:.4f} |",
+        f"| nearest below {RATIO:.2f} of the second nearest | {number['ratio_below_third']:.1%} | "
+        f"{number['ratio_below_third_held_out']:.1%} |",
+        "",
+        "| category | samples | least distance | median | below the threshold |",
+        "|---|---|---|---|---|",
+    ]
+    for name, part in by_category.items():
+        lines.append(
+            f"| {name} | {part['samples']} | {part['least']:.4f} | {part['median']:.4f} | {part['suspects']:.1%} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _write(
+    out: Path, name: str, text: str, found: dict[str, Any], sets: Sets, command: str, seed: int
+) -> None:  # fmt: skip
+    with atomic_path(out / f"{name}.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    digests = {key: getattr(sets, key).digest for key in ("samples", "train", "held_out")}
+    about = manifest(json.dumps({"command": command}), seed, command=command, maps=digests)
+    write_json(out / f"{name}.json", {**found, **about})
