@@ -42,6 +42,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "model info": ("cli_models.ModelInfo", "what a model holds: network, cost, and what its file does not say"),
     "model import": ("cli_models.ModelImport", "OpenAI's .pt or a diffusers folder -> a model that `sample` runs"),
     "model export": ("cli_models.ModelExport", "model -> diffusers folder, or .pt with OpenAI's names"),
+    "doctor": ("cli_verbs.Doctor", "what this machine can do with lungwave, and what is wrong with it"),
     "data info": ("cli_verbs.DataInfo", "what an RF file holds"),
     "data validate": ("cli_verbs.DataValidate", "check an RF file against the format"),
     "data convert": ("cli_verbs.DataConvert", "other formats -> RF file or map images"),

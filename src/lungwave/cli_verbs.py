@@ -423,3 +423,29 @@ class DataConvert(Options):
         return convert.convert(
             self.source, self.destination, self.kind, self.geometry, not self.keep_subject, self.scale
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor(Options):
+    """Look at this installation and machine: packages, threads, GPU, disk, shipped models, the wave equation, speed."""
+
+    out: Path = Path()
+    """Where results would go."""
+
+    def work(self) -> dict[str, Any]:
+        """The findings."""
+        from lungwave import doctor
+
+        return doctor.examine(self.out).to_json()
+
+    def run(self) -> None:
+        """Print the findings; LungwaveError where something is wrong."""
+        from lungwave import doctor
+
+        health = doctor.examine(self.out)
+        if self.json:
+            show(health.to_json(), as_json=True, quiet=self.quiet)
+        elif not self.quiet:
+            print("\n".join([*health.lines(), RESEARCH_USE]))
+        if not health.well:
+            raise LungwaveError("something is wrong with this installation; the cures stand above")
