@@ -85,7 +85,7 @@ def speed(model: PosteriorModel, rf: np.ndarray, samples: int, threads: list[int
     taken: dict[tuple[int, int], list[dict[str, float]]] = {}
     for _ in range(REPEAT + 1):
         for count in threads:
-            for steps in (STEPS, STEPS // 2):
+            for steps in (STEPS, 2 * STEPS):
                 torch.set_num_threads(count)
                 taken.setdefault((count, steps), []).append(stages(model, rf, samples, steps))
     gmac = describe(plain(model.denoiser.denoiser).config, model.size)["gmac"]

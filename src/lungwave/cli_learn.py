@@ -64,6 +64,8 @@ class Train(Planned):
     """Learn maps given their echoes, the posterior: data is a folder that `lungwave generate` wrote."""
     paths: tuple[Literal["images", "traces"], ...] = ("images", "traces")
     """With --echoes: tell the network of delay-and-sum images, of channel data, or of both."""
+    center: Path | None = None
+    """With --echoes: work around the map of this ridge model, or of a shipped one; no condition is withheld then."""
     method: Literal["diffusion", "unet", "fno", "mean"] = "diffusion"
     """With --echoes: the posterior, or a baseline of the same data, size and budget that gives one answer."""
     classes: bool = False
@@ -170,14 +172,15 @@ class Train(Planned):
             quiet=self.quiet,
         )
         if self.echoes:
-            pairs, posterior, parents = self._pairs, self._posterior, (self.data / "config.json",)
+            pairs, posterior, made_from = self._pairs, self._posterior, (self.data / "config.json",)
             if self.method == "diffusion":
                 return conditional.train_posterior(
-                    pairs, posterior, self.out, self._command, watch, self.device, parents
+                    pairs, posterior, self.out, self._command, watch, self.device, made_from
                 )
             return baselines.train_regressor(
-                pairs, posterior, self.method, self.out, self._command, watch=watch, device=self.device, parents=parents
-            )
+                pairs, posterior, self.method, self.out, self._command,
+                watch=watch, device=self.device, parents=made_from,
+            )  # fmt: skip
         maps, prior = self._maps, self._prior
         parents = (self.data,) if self.data.is_file() else ()
         return build.train_prior(maps, prior, self.out, self._command, watch, self.device, parents)
@@ -210,9 +213,14 @@ class Train(Planned):
 
     @property
     def _posterior(self) -> Any:
+        from lungwave.posterior.pairs import Disturbance
         from lungwave.prior.conditional import Posterior
+        from lungwave.shipped import ECHOES, model_folder
 
-        return Posterior(self._prior, paths=self.paths)
+        if self.center is None:
+            return Posterior(self._prior, paths=self.paths)
+        center = model_folder(self.center, ECHOES)
+        return Posterior(self._prior, Disturbance(drop=0.0), paths=self.paths, center=center)
 
     @property
     def _prior(self) -> Any:

@@ -10,7 +10,7 @@ from torch import nn
 from lungwave.models.checkpoint import ABOUT, WEIGHTS, load_model, save_model
 from lungwave.models.precond import Scaling
 from lungwave.models.unet import Condition, UNet, UNetConfig
-from lungwave.models.wiener import Wiener, cosines, mode_variance
+from lungwave.models.wiener import Centred, Wiener, cosines, mode_variance
 from lungwave.sample import generate
 from lungwave.types import UsageError
 
@@ -128,3 +128,21 @@ def test_a_damaged_spectrum_is_refused(tmp_path, damage: str) -> None:
     (tmp_path / ABOUT).write_text(json.dumps(about))
     with pytest.raises(UsageError, match="spectrum"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("sigma", [0.05, 1.0, 20.0])
+def test_around_an_estimate_it_is_the_posterior_mean_of_what_the_estimate_leaves(sigma: float) -> None:
+    """Maps are an estimate and a Gaussian rest; a silent network gives the exact guess and its error."""
+    denoiser = Centred(Silent(), spectrum())
+    center = draw(200, 5) * 2
+    clean = center + draw(200, 6)
+    noisy = clean + sigma * torch.randn(clean.shape, generator=torch.Generator().manual_seed(7))
+    level = torch.full((200,), sigma)
+    found = denoiser(noisy, level, Condition(center=center))
+    rest = Wiener(Silent(), spectrum())(noisy - center, level)
+    torch.testing.assert_close(found, center + rest, rtol=1e-4, atol=1e-5)
+    error = float((found - clean).square().mean())
+    assert error == pytest.approx(float(denoiser.error_scale(level)[0]) ** 2, rel=0.1)
+    assert denoiser.net.seen[2].image.shape[1] == 2 and denoiser.net.seen[2].center is None
+    with pytest.raises(UsageError, match="works around an estimate"):
+        denoiser(noisy, level, Condition())

@@ -8,6 +8,7 @@ import torch
 
 from lungwave.acoustics.probe import sequence
 from lungwave.config import preset
+from lungwave.models.precond import Scaling
 from lungwave.posterior.conditioning import (
     BEFORE,
     NUMBERS,
@@ -22,6 +23,8 @@ from lungwave.posterior.conditioning import (
 )  # fmt: skip
 from lungwave.posterior.pleura import PleuraDetector
 from lungwave.types import MM, UsageError
+
+SCALING = Scaling(0.5, 0.2)
 
 CONFIG = preset("tiny")
 SCAN = sequence(CONFIG)
@@ -93,7 +96,7 @@ def test_gain_changes_nothing() -> None:
     """Every number is relative to the recording itself."""
     made = conditioner(3.5 * MM)
     scales = Scales.of([made.read(noisy(20))])
-    one, other = made(noisy(20), scales)[0], made(7 * noisy(20), scales)[0]
+    one, other = made(noisy(20), scales, SCALING)[0], made(7 * noisy(20), scales, SCALING)[0]
     for name in ("image", "vector", "traces"):
         torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=1e-3, atol=1e-3)
 
@@ -115,11 +118,11 @@ def test_usual_frames_have_unit_size_and_odd_ones_are_cut() -> None:
     made = conditioner(3.5 * MM)
     read = made.read(noisy(20, 8))
     scales = Scales.of([read])
-    cond = scaled(read, scales)
+    cond = scaled(read, scales, SCALING)
     logs = cond.image[:, made.image_names.index("log energy")]
     assert float(logs.mean()) == pytest.approx(0, abs=0.01) and float(logs.std()) == pytest.approx(1, abs=0.02)
     assert float(cond.traces.std()) == pytest.approx(0.8, abs=0.25)
-    short = made(noisy(20)[:, :, :120], scales)[0]
+    short = made(noisy(20)[:, :, :120], scales, SCALING)[0]
     assert bool(short.image.isfinite().all()) and float(short.image.abs().max()) <= 8
 
 

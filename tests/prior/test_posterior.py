@@ -15,9 +15,11 @@ from safetensors.torch import load_file
 from lungwave.acoustics.probe import Recording
 from lungwave.data.hdf5 import write_recording
 from lungwave.models.unet import UNetConfig
+from lungwave.models.wiener import Centred
 from lungwave.posterior.amortized import PosteriorModel, load_posterior
 from lungwave.posterior.pairs import Pairs, noisy
 from lungwave.posterior.reconstruct import reconstruct
+from lungwave.posterior.ridge import load_model
 from lungwave.prior.build import Prior
 from lungwave.prior.conditional import Posterior, export, ingredients
 from lungwave.training.loop import TrainConfig
@@ -175,3 +177,35 @@ def test_start_from_a_prior_and_train_baselines_by_command(
         assert json.loads((tmp_path / f"{method}/model/config.json").read_text())["regressor"]["name"] == method
     assert "--method unet learns from echoes" in run(f"train {micro_cases} {same} --method unet", code=2)
     assert "--levels 2 saves reading" in run(f"train {micro_cases} {same} --levels 2", code=2)
+
+
+def test_a_posterior_around_an_estimate_by_command(
+    micro_cases: Path, pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Without training its samples lie around the ridge map with the spread that this leaves."""
+    from lungwave.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lungwave.posterior.ridge.LEAST_CASES", 40)
+
+    def run(words: str, code: int = 0) -> Any:
+        assert main([*shlex.split(words), "--json", "--quiet"]) == code
+        out, err = capfd.readouterr()
+        return err.splitlines()[-1] if code else json.loads(out)
+
+    run(f"fit {micro_cases} --calibration 0.3 --out ridge")
+    same = f"{SMALL} --echoes --paths images --held-out 0.15 --snapshot-images 8 --images 8 --lr 1e-9 --sigma-rel 0.1"
+    run(f"train {micro_cases} {same} --center ridge --out around")
+    ridge, model = load_model(tmp_path / "ridge"), load_posterior(tmp_path / "around/model")
+    assert isinstance(model.denoiser.denoiser, Centred) and model.center is not None
+    assert model.center_command.startswith("lungwave fit")
+    rf = noisy(pairs, np.arange(3), (30, 30), 0, "test")
+    drawn = model.draw(rf, 40, seed=1, steps=8)
+    estimate = ridge.predict(ridge.reader()(rf)).aeration
+    left = np.abs(drawn.maps.mean(1) - estimate).mean()
+    assert left < 0.1 and 0.3 < drawn.maps.std(1).mean() / model.prior_std.mean() < 1.1
+    assert np.abs(drawn.maps.mean(1) - estimate[::-1]).mean() > left
+    assert "center" in run(f"train {micro_cases} {same} --out around", code=2)
+    (tmp_path / "around/model/center/model.safetensors").unlink()
+    with pytest.raises(UsageError, match="center is not a complete model folder"):
+        load_posterior(tmp_path / "around/model")

@@ -84,6 +84,7 @@ class Condition:
     vector: Float[Tensor, "n v"] | None = None
     tokens: Float[Tensor, "n token width"] | None = None
     traces: Float[Tensor, "n tx el time"] | None = None  # what an encoder turns into further images
+    center: Float[Tensor, "n c z x"] | None = None  # an estimate of the clean map, for denoisers that work around one
 
     def take(self, index: Any) -> Condition:
         """The condition of some samples."""

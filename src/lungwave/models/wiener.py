@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lungwave.models.precond import SIGMA_DATA, TIME_SCALE, Denoiser
 from lungwave.models.unet import Condition
+from lungwave.types import UsageError
 
 LEAST = 1e-12  # of a mode's variance relative to the largest, so that no division is by zero
 ROWS = 1024  # maps that are transformed at a time
@@ -92,3 +93,29 @@ class Wiener(Denoiser):
         time = TIME_SCALE * sigma.log()
         predicted = self.net((c_in * x).to(weights), time.to(weights), replace(cond, image=images.to(weights)))
         return linear + c_out * predicted.to(x.dtype)
+
+
+class Centred(Wiener):
+    """A Wiener denoiser around an estimate m of the clean map: ``D = L + c_out F(c_in x, L, m, time)``.
+
+    ``L = m + W (x - m)``, W the Wiener filter of the spectrum of what the estimate leaves. A network that says nothing
+    already draws maps around the estimate with the error that it has, mode by mode; what it learns is what the estimate
+    does not know. The network sees L, the condition's images and m, all on the scale of maps.
+    """
+
+    def forward(
+        self, x: Float[Tensor, "n c z x"], sigma: Float[Tensor, " n"], cond: Condition | None = None
+    ) -> Float[Tensor, "n c z x"]:
+        """The clean map, given the condition; UsageError without an estimate in it."""
+        if cond is None or cond.center is None:
+            raise UsageError("this denoiser works around an estimate; give it a condition with one")
+        sigma, center = sigma.to(x.dtype), cond.center.to(x.dtype)
+        c_out = self.scales(sigma)[1][:, None, None, None]
+        c_in = (SIGMA_DATA**2 + sigma.square()).rsqrt()[:, None, None, None]
+        linear = center + self.filtered(x - center, sigma)
+        weights = next(self.net.parameters()).dtype
+        told = [] if cond.image is None else [cond.image.to(x.dtype)]
+        images = torch.cat([linear / SIGMA_DATA, *told, center / SIGMA_DATA], 1)
+        time = TIME_SCALE * sigma.log()
+        inner = replace(cond, image=images.to(weights), center=None)
+        return linear + c_out * self.net((c_in * x).to(weights), time.to(weights), inner).to(x.dtype)

@@ -34,19 +34,23 @@ from lungwave.models.checkpoint import (
 from lungwave.models.encoder import Conditional
 from lungwave.models.precond import Scaling
 from lungwave.models.unet import Condition
-from lungwave.models.wiener import Wiener
+from lungwave.models.wiener import Centred, Wiener
 from lungwave.posterior.conditioning import Conditioner, Read, Scales
 from lungwave.posterior.folder import empty_encoder, opened, pack, read_reader, reader_facts, under, unpack
 from lungwave.posterior.pleura import PleuraDetector
 from lungwave.posterior.readout import BandReadout, CategoryReadout
+from lungwave.posterior.ridge import RidgeModel
+from lungwave.posterior.ridge import load_model as load_ridge
+from lungwave.posterior.ridge import save_model as save_ridge
 from lungwave.repro import manifest, stream
 from lungwave.sample import Counted, generate
 from lungwave.types import Frames, LungwaveError, UsageError
 
 FORMAT = 1
 KIND = "posterior"
+CENTER = "center"  # folder in the model's own that holds the estimate which the denoiser works around
 CURE = "train one with 'lungwave train CASES --echoes'"
-STEPS, SAMPLER = 16, "unipc"  # of the default draw: as many calls of the network
+STEPS, SAMPLER = 8, "dpmpp_2m"  # of the default draw: as many calls of the network
 SIGMA_MIN, SIGMA_MAX = 0.01, 40.0  # network units; the mean of a whole map drowns at 30
 NOVELTY_QUANTILE, NOVELTY_MARGIN = 0.999, 1.25  # of the training cases
 NOVELTY_FLOOR = 0.01  # of the variance of a standardised number: near-constant directions must not raise the alarm
@@ -110,6 +114,7 @@ class PosteriorModel:
     categories: CategoryReadout
     novelty: Novelty
     prior_std: Float[np.ndarray, "z x"]  # of the training maps, fraction
+    center: RidgeModel | None  # whose map the denoiser works around
     config: Config  # of the acquisition and the map
     about: Mapping[str, Any]  # how it was trained
 
@@ -124,6 +129,11 @@ class PosteriorModel:
         return dict(self.about.get("trained", {}))
 
     @property
+    def center_command(self) -> str:
+        """How the estimate was made."""
+        return str(self.about.get("center_command", ""))
+
+    @property
     def size(self) -> tuple[int, int]:
         """Rows and columns of the map."""
         return self.config.map.rows, self.config.map.columns
@@ -131,13 +141,13 @@ class PosteriorModel:
     def condition(self, rf: Frames, scan: Scan | None = None) -> tuple[Condition, Read]:
         """What the network is told of frames that are like the trained acquisition."""
         if scan is None or scan.equals(self.scan):
-            return self._conditioner(rf, self.scales)
-        return Conditioner(self.config, scan, self.detector)(rf, self.scales)
+            return self._conditioner(rf, self.scales, self.scaling)
+        return Conditioner(self.config, scan, self.detector, center=self.center)(rf, self.scales, self.scaling)
 
     @cached_property
     def _conditioner(self) -> Conditioner:
         """That of the trained acquisition, with its delay tables."""
-        return Conditioner(self.config, self.scan, self.detector)
+        return Conditioner(self.config, self.scan, self.detector, center=self.center)
 
     def draw(
         self, rf: Frames, count: int, *, seed: int = 0, names: Sequence[int] | None = None, scan: Scan | None = None,
@@ -204,6 +214,7 @@ def save_posterior(
         "network": asdict(net.config),
         "encoder": None if encoder is None else asdict(encoder.config),
         "images": model.denoiser.images,
+        "center": None if model.center is None else CENTER,
         **reader_facts(model.config, model.scaling, model.detector),
         "categories": list(model.categories.names),
         "novelty_limit": model.novelty.limit,
@@ -213,6 +224,11 @@ def save_posterior(
         **dict(model.about),
         **manifest(json.dumps(dict(settings), sort_keys=True), seed, parents),
     }
+    if model.center is not None:
+        text = (
+            f"# The estimate that the posterior works around\n\nA copy of the model made by `{model.center_command}`.\n"
+        )
+        save_ridge(model.center, folder / CENTER, text, model.center_command, list(parents))
     write_folder(folder, save(weights), about, card)
 
 
@@ -229,7 +245,9 @@ def load_posterior(folder: Path) -> PosteriorModel:
         encoder = empty_encoder(about["encoder"], state.get("encoder.places"))
         if encoder is not None:
             fill(encoder, under("encoder.", state), str(folder / WEIGHTS))
-        conditional = Conditional(Wiener(net, state[SPECTRUM]), encoder, bool(about["images"]))
+        center = None if about["center"] is None else load_ridge(folder / CENTER)
+        kind = Wiener if center is None else Centred
+        conditional = Conditional(kind(net, state[SPECTRUM]), encoder, bool(about["images"]))
         return PosteriorModel(
             conditional.eval(),
             scaling,
@@ -239,6 +257,7 @@ def load_posterior(folder: Path) -> PosteriorModel:
             CategoryReadout(tuple(about["categories"]), **unpack(state, "categories")),
             Novelty(**unpack(state, "novelty"), limit=float(about["novelty_limit"])),
             state["prior_std"].double().numpy(),
+            center,
             config,
-            {key: about[key] for key in ("trained", "weights_sha256") if key in about},
+            {key: about[key] for key in ("trained", "weights_sha256", "center_command") if key in about},
         )

@@ -180,7 +180,7 @@ class RegressorModel:
         if not np.isfinite(rf).all():
             raise UsageError("the RF holds values that are not finite; repair the recording, or leave the frame out")
         read = Conditioner(self.config, scan or self.scan, self.detector).read(rf)
-        cond = scaled(read, self.scales)
+        cond = scaled(read, self.scales, self.scaling)
         bands, maps = answers(self.net, self.scaling, cond)
         of_band = self.bands.half(_band_features(bands, cond), level)
         columns = self.map.half(_flat(_column_features(maps, cond)), level)

@@ -19,9 +19,11 @@ from lungwave.acoustics.probe import Scan
 from lungwave.acoustics.receive import echo_rms
 from lungwave.config import Config
 from lungwave.models.encoder import STRIDE, EncoderConfig
+from lungwave.models.precond import Scaling
 from lungwave.models.unet import Condition
 from lungwave.posterior.echoes import FLOOR, below, reader_of
 from lungwave.posterior.pleura import PleuraDetector
+from lungwave.posterior.ridge import RidgeModel
 from lungwave.types import MM, Frames, UsageError
 
 VERSION = 1  # of this transform: weights that were trained on another one say nothing about its output
@@ -43,6 +45,7 @@ class Read:
     numbers: Float[np.ndarray, "frame number"]
     pleura_depth: Float[np.ndarray, "frame x"]  # [m]
     doubt: Float[np.ndarray, "frame x"]  # [m] of the pleura
+    center: Float[np.ndarray, "frame z x"] | None = None  # an estimate of the map, fraction 0-1
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,15 @@ class Scales:
 class Conditioner:
     """Reads frames of one scan for a network; ``speed`` is the sound speed that it believes in, over the scan's."""
 
-    def __init__(self, config: Config, scan: Scan, detector: PleuraDetector, speed: float = 1.0) -> None:
-        self.config, self.detector = config, detector
+    def __init__(
+        self,
+        config: Config,
+        scan: Scan,
+        detector: PleuraDetector,
+        speed: float = 1.0,
+        center: RidgeModel | None = None,
+    ) -> None:
+        self.config, self.detector, self.center = config, detector, center
         self.scan = replace(scan, sound_speed=speed * scan.sound_speed)
         self.reader = reader_of(config, self.scan, detector.search)
         middle = np.array([float(self.reader.beamformer.grid.x.mean())])
@@ -103,14 +113,19 @@ class Conditioner:
         return Read(
             np.stack(found, 1).astype(np.float32), self._traces(rf, depth, echoes.reference),
             self._numbers(rf, depth, doubt), depth, doubt,
+            None if self.center is None else self.center.maps(echoes, depth).astype(np.float32),
         )  # fmt: skip
 
     def __call__(
-        self, rf: Frames, scales: Scales, shift: Float[np.ndarray, " frame"] | None = None
+        self,
+        rf: Frames,
+        scales: Scales,
+        scaling: Scaling,
+        shift: Float[np.ndarray, " frame"] | None = None,
     ) -> tuple[Condition, Read]:
-        """The condition of a batch of frames, and what it was made from."""
+        """The condition of a batch of frames, and what it was made from; ``scaling`` is that of maps."""
         read = self.read(rf, shift)
-        return scaled(read, scales), read
+        return scaled(read, scales, scaling), read
 
     def encoder_config(self, **changes: Any) -> EncoderConfig:
         """An encoder whose times fit the map's rows."""
@@ -169,7 +184,7 @@ class Conditioner:
         ).astype(np.float32)  # fmt: skip
 
 
-def scaled(read: Read, scales: Scales) -> Condition:
+def scaled(read: Read, scales: Scales, scaling: Scaling) -> Condition:
     """The condition that a network takes: every row and every time at usual size, loud echoes compressed."""
     images = (read.images - scales.row_mean[None, :, :, None]) / scales.row_std[None, :, :, None]
     images = images.clip(-FARTHEST, FARTHEST)
@@ -180,6 +195,7 @@ def scaled(read: Read, scales: Scales) -> Condition:
         image=torch.from_numpy(np.ascontiguousarray(images, np.float32)),
         vector=torch.from_numpy(np.asarray(read.numbers, np.float32)),
         traces=torch.from_numpy(np.ascontiguousarray(traces, np.float32)),
+        center=None if read.center is None else scaling.to_network(torch.from_numpy(read.center)[:, None]),
     )
 
 

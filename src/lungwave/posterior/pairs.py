@@ -27,6 +27,7 @@ from lungwave.models.unet import Condition
 from lungwave.posterior.conditioning import Conditioner, Read, Scales, scaled
 from lungwave.posterior.echoes import reader_of
 from lungwave.posterior.pleura import PleuraDetector, fit_detector
+from lungwave.posterior.ridge import RidgeModel
 from lungwave.progress import Progress
 from lungwave.repro import stream
 from lungwave.training.source import Draws
@@ -163,10 +164,17 @@ class PairSource:
         detector: PleuraDetector,
         disturbance: Disturbance | None = None,
         seed: int = 0,
+        center: RidgeModel | None = None,
     ) -> None:
+        """``center`` estimates the map of every frame; UsageError where conditions are to be withheld as well."""
+        self.center = center
         self.pairs, self.scaling, self.scales, self.seed = pairs, scaling, scales, seed
         self.disturbance = disturbance or Disturbance()
-        self.conditioners = [Conditioner(pairs.config, pairs.scan, detector, s) for s in self.disturbance.speeds]
+        if center is not None and self.disturbance.drop > 0:
+            raise UsageError("around an estimate there is no prior to fall back on; set the disturbance's drop to 0")
+        self.conditioners = [
+            Conditioner(pairs.config, pairs.scan, detector, s, center) for s in self.disturbance.speeds
+        ]
         self.usual = self.disturbance.speeds.index(1.0)
         self.symmetric = self.disturbance.flip and mirrored(pairs.scan)
         self._digest: str | None = None
@@ -203,6 +211,7 @@ class PairSource:
             image=condition.image * keep[:, None, None, None],
             vector=condition.vector * keep[:, None],
             traces=condition.traces,
+            center=condition.center,
         )
 
     def _undisturbed(self, rows: Int[np.ndarray, " n"]) -> Condition:
@@ -211,11 +220,11 @@ class PairSource:
         found = dict(self._kept)
         if len(new):
             frames = noisy(self.pairs, new, self.disturbance.snr_db, self.seed, "held out")
-            cond = scaled(self.conditioners[self.usual].read(frames), self.scales)
+            cond = scaled(self.conditioners[self.usual].read(frames), self.scales, self.scaling)
             found |= {int(row): cond.take(slice(k, k + 1)) for k, row in enumerate(new)}
             self._kept = dict(list(found.items())[:KEPT])
         parts = [found[int(row)] for row in rows]
-        names = ("image", "vector", "traces")
+        names = ("image", "vector", "traces", *(() if self.center is None else ("center",)))
         return Condition(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
     def _clean(self, maps: np.ndarray) -> Tensor:
@@ -249,12 +258,11 @@ class PairSource:
         for number in np.unique(speed):
             mine = np.flatnonzero(speed == number)
             parts.append((mine, self.conditioners[number].read(frames[mine], shift[mine])))
-        return scaled(_together(parts), self.scales)
+        return scaled(_together(parts), self.scales, self.scaling)
 
 
 def _together(parts: Sequence[tuple[np.ndarray, Read]]) -> Read:
     """Reads of parts of a batch in the order of the batch."""
     order = np.argsort(np.concatenate([mine for mine, _ in parts]))
-    return Read(**{
-        item.name: np.concatenate([getattr(read, item.name) for _, read in parts])[order] for item in fields(Read)
-    })  # fmt: skip
+    names = [item.name for item in fields(Read) if getattr(parts[0][1], item.name) is not None]
+    return Read(**{name: np.concatenate([getattr(read, name) for _, read in parts])[order] for name in names})

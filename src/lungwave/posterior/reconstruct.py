@@ -154,8 +154,9 @@ def _sampled(
     results = []
     for i, (label, picture, truth, facts) in enumerate(zip(labels, pictures, known, about, strict=True)):
         found = drawn.doubt[i] < UNSURE * scan.sound_speed / scan.center_frequency
-        if (why := _unusable(float(drawn.novelty[i]), found)) is not None:
-            results.append(Reconstruction(label, METHOD, picture, withheld=why, truth=truth, manifest=facts))
+        unusable = _unusable(float(drawn.novelty[i]), found)
+        if unusable is not None:
+            results.append(Reconstruction(label, METHOD, picture, withheld=unusable, truth=truth, manifest=facts))
             continue
         posterior = summarise(
             drawn.maps[i], drawn.bands[i], drawn.categories[i], model.prior_std, config.map, LEVEL,

@@ -46,6 +46,7 @@ from lungwave.types import Frames, UsageError
 
 FORMAT = 1
 ARRAYS = ("bands_quantile", "map_quantile", "center", "scale", "whiten")  # of the model, beside detector and heads
+LEAST_CASES = 100
 COLUMN_STEP = 4  # columns skipped in training the map head
 NOVELTY_QUANTILE = 0.999  # of the calibration cases: echoes further out are not like those trained on
 NOVELTY_MARGIN = 1.25
@@ -90,6 +91,13 @@ class RidgeModel:
     def reader(self, scan: Scan | None = None) -> EchoReader:
         """Echo reader of a scan (the trained one by default) on the map's columns."""
         return reader_of(self.config, scan or self.scan)
+
+    def maps(self, echoes: Echoes, depth: Float[np.ndarray, "frame x"]) -> Float[np.ndarray, "frame z x"]:
+        """The map of every frame alone, clipped to 0-1, read below a pleura [m] that somebody else found."""
+        columns = column_features(echoes, depth)
+        features = global_features(columns, channel_features(echoes, depth))
+        rows = additive((local_rows(columns, features, slice(None)) - self.center) / self.scale)
+        return self.map(rows).reshape(len(columns), columns.shape[2], -1).transpose(0, 2, 1).clip(0, 1)
 
     def predict(self, echoes: Echoes) -> Estimate:
         """Aeration of every frame, clipped to 0-1."""
@@ -169,8 +177,8 @@ def fit(
             seen.append((echoes, cases.pleura_depth))
             progress.advance()
     everything = CaseTable.join(tables)
-    if len(everything) < 100:
-        raise UsageError(f"{data} holds {len(everything)} cases; a ridge model needs at least 100")
+    if len(everything) < LEAST_CASES:
+        raise UsageError(f"{data} holds {len(everything)} cases; a ridge model needs at least {LEAST_CASES}")
     fitting, _ = split(everything.base_id, (1 - calibration, calibration), config.seed)
     chosen = set(everything.index[fitting].tolist())
     detector = fit_detector(seen, search_range(config))  # on every base, those of the calibration included

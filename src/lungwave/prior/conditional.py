@@ -15,15 +15,18 @@ import numpy as np
 import torch
 
 from lungwave.data.dataset import split
+from lungwave.models.checkpoint import ABOUT, WEIGHTS
 from lungwave.models.encoder import Conditional, TraceEncoder
 from lungwave.models.precond import Scaling
 from lungwave.models.regressor import parameters_of
 from lungwave.models.unet import UNetConfig, describe
-from lungwave.models.wiener import Wiener, mode_variance
+from lungwave.models.wiener import Centred, Wiener, mode_variance
 from lungwave.posterior.amortized import Novelty, PosteriorModel, save_posterior
 from lungwave.posterior.conditioning import NUMBERS, Conditioner
 from lungwave.posterior.pairs import Disturbance, Pairs, PairSource, fit_pleura, fit_scales
 from lungwave.posterior.readout import BandReadout, CategoryReadout
+from lungwave.posterior.ridge import RidgeModel
+from lungwave.posterior.ridge import load_model as load_ridge
 from lungwave.prior.build import (
     Prior,
     Watch,
@@ -36,7 +39,7 @@ from lungwave.prior.build import (
     timed,
 )
 from lungwave.prior.journal import Journal, ProgressLine, SigmaCurves, TensorBoard
-from lungwave.repro import stream
+from lungwave.repro import sha256, stream
 from lungwave.shipped import MODEL
 from lungwave.training.loop import Listener, Training
 from lungwave.training.ranks import Ranks, joined
@@ -44,6 +47,7 @@ from lungwave.types import RESEARCH_USE, UsageError
 
 LEAST_CASES = 60
 NOVELTY_CASES = 1000  # that the novelty is fitted on, at most
+RESIDUALS = 1500  # cases behind the spectrum of what an estimate leaves, at most
 PATHS = ("images", "traces")  # what the network may be told: delay-and-sum images, and channel data by themselves
 
 
@@ -56,6 +60,7 @@ class Posterior:
     paths: tuple[str, ...] = PATHS
     trace_channels: int = 32  # of the encoder
     trace_images: int = 4  # that come out of it
+    center: Path | None = None  # folder of a ridge model whose map the denoiser works around; None = the maps' mean
 
     def __post_init__(self) -> None:
         unknown = [path for path in self.paths if path not in PATHS]
@@ -87,13 +92,19 @@ def ingredients(pairs: Pairs, plan: Posterior) -> Ingredients:
         raise UsageError(f"--held-out {prior.held_out:g} must be a share between 0 and 1: a posterior is tested on it")
     inside, outside = split(pairs.cases.base_id, (1 - prior.held_out, prior.held_out), seed)
     kept, held = pairs.take(inside), pairs.take(outside)
-    detector = fit_pleura(kept, plan.disturbance.snr_db, seed)
-    conditioner = Conditioner(kept.config, kept.scan, detector)
+    center = None if plan.center is None else _center(plan.center, pairs)
+    detector = fit_pleura(kept, plan.disturbance.snr_db, seed) if center is None else center.detector
+    conditioner = Conditioner(kept.config, kept.scan, detector, center=center)
     scales = fit_scales(kept, conditioner, plan.disturbance.snr_db, seed)
     maps = np.asarray(kept.cases.smooth, np.float64)
     scaling = Scaling(float(maps.mean()), float(maps.std()))
-    spectrum = mode_variance(scaling.to_network(torch.from_numpy(maps[:, None])))
-    source, other = (PairSource(part, scaling, scales, detector, plan.disturbance, seed) for part in (kept, held))
+    source, other = (
+        PairSource(part, scaling, scales, detector, plan.disturbance, seed, center) for part in (kept, held)
+    )
+    if center is None:
+        spectrum = mode_variance(scaling.to_network(torch.from_numpy(maps[:, None])))
+    else:
+        spectrum = mode_variance(_left(source))
     network, model, started = _networks(plan, conditioner, spectrum)
     exported = PosteriorModel(
         model,
@@ -104,10 +115,30 @@ def ingredients(pairs: Pairs, plan: Posterior) -> Ingredients:
         CategoryReadout.fit(maps, kept.cases.category),
         Novelty(np.zeros(1), np.ones(1), np.eye(1), 1.0),
         maps.std(0),
+        center,
         kept.config,
         {},
     )
     return Ingredients(model, network, source, other, exported, started)
+
+
+def _center(folder: Path, pairs: Pairs) -> RidgeModel:
+    """The estimate to work around. UsageError for one of another acquisition or map."""
+    center = load_ridge(folder)
+    if center.config.map != pairs.config.map or not center.scan.equals(pairs.scan):
+        raise UsageError(f"{folder} was fitted on another acquisition or map than these cases; fit one on them")
+    return center
+
+
+def _left(source: PairSource) -> torch.Tensor:
+    """What the estimate leaves of some maps, in network units."""
+    rows = np.unique(np.linspace(0, len(source) - 1, min(RESIDUALS, len(source))).round().astype(int))
+    found = []
+    for part in np.array_split(rows, -(-len(rows) // 50)):
+        clean, cond = source.images(part, None)
+        assert cond is not None and cond.center is not None
+        found.append(clean - cond.center)
+    return torch.cat(found)
 
 
 def _networks(
@@ -117,7 +148,8 @@ def _networks(
     prior, size = plan.prior, (conditioner.config.map.rows, conditioner.config.map.columns)
     images = len(conditioner.image_names) if "images" in plan.paths else 0
     traces = plan.trace_images if "traces" in plan.paths else 0
-    told = replace(prior.network, image_channels=1 + images + traces, vector=len(NUMBERS))
+    linear = 1 if plan.center is None else 2  # the linear guess, and the estimate that it starts from
+    told = replace(prior.network, image_channels=linear + images + traces, vector=len(NUMBERS))
     network = fitted(told, size, prior.attention)
     describe(network, size)  # refuses sizes that do not fit
     torch.manual_seed(int(stream(prior.train.seed, "weights").integers(2**63)))
@@ -127,7 +159,8 @@ def _networks(
             patch=network.patch, channels=plan.trace_channels, images=traces, dropout=network.dropout
         )
         encoder = TraceEncoder(config, conditioner.places())
-    return network, Conditional(Wiener(net, spectrum), encoder, "images" in plan.paths), started
+    kind = Wiener if plan.center is None else Centred
+    return network, Conditional(kind(net, spectrum), encoder, "images" in plan.paths), started
 
 
 def training(
@@ -140,6 +173,7 @@ def training(
         "encoder": None if encoder is None else json.loads(json.dumps(asdict(encoder.config))),
         "paths": list(plan.paths),
         "held_out": plan.prior.held_out,
+        "center": None if plan.center is None else sha256(plan.center / WEIGHTS),
         **made.started,
     }
     return Training(
@@ -206,7 +240,10 @@ def export(
     model = replace(
         made.exported,
         novelty=fit_novelty(made.source),
-        about={"trained": {**trained, "snr_db": list(plan.disturbance.snr_db)}},
+        about={
+            "trained": {**trained, "snr_db": list(plan.disturbance.snr_db)},
+            **({} if plan.center is None else {"center_command": _command_of(plan.center)}),
+        },
     )
     z, x = model.size
     card = (
@@ -219,6 +256,11 @@ def export(
         folder, model, card=card, command=command, settings=settings, seed=plan.prior.train.seed, parents=parents,
         dtype=plan.prior.storage,
     )  # fmt: skip
+
+
+def _command_of(folder: Path) -> str:
+    """How a stored model was made."""
+    return str(json.loads((folder / ABOUT).read_text(encoding="utf-8")).get("command", ""))
 
 
 def fit_novelty(source: PairSource) -> Novelty:

@@ -15,6 +15,7 @@ the scalar form.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -52,7 +53,7 @@ def daps_rto(
     x = sigmas[0] * run.normal()
     x = x if start is None else x + start.to(dtype)
     for sigma, after in pairwise(sigmas):
-        clean, residual = rto(run, run.denoise(x, sigma), lambda v, s=sigma: guess.spread(v, s), inner)
+        clean, residual = rto(run, run.denoise(x, sigma), partial(guess.spread, sigma=sigma), inner)
         run.infer(residual)
         more = run.normal()
         (x,) = run.settle(sigma, residual, clean + after * more)

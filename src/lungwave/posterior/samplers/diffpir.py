@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from lungwave.posterior.samplers.inner import Inner, rto
+from lungwave.posterior.samplers.inner import Inner, rto, times
 from lungwave.posterior.samplers.problem import Guided, Level, Problem, Run
 from lungwave.sample import Randomness, karras
 from lungwave.types import UsageError
@@ -44,7 +44,7 @@ def diffpir(
     x = sigmas[0] * run.normal()
     for sigma, after in pairwise(sigmas):
         mean = run.denoise(x, sigma)
-        clean, residual = rto(run, mean, lambda v, s=sigma: v * (s / math.sqrt(weight)), inner, random=False)
+        clean, residual = rto(run, mean, times(sigma / math.sqrt(weight)), inner, random=False)
         implied = (x - clean) / sigma
         x = clean + after * (math.sqrt(1 - zeta) * implied + math.sqrt(zeta) * run.normal())
         (x,) = run.settle(sigma, residual, x)

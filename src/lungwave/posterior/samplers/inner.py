@@ -127,11 +127,19 @@ def rto(
                 found = spread(run.back(here, u)).flatten(1)
                 return found if echo is None else torch.cat([found, (echo * u).flatten(1).sum(1, keepdim=True)], 1)
 
-            step = conjugate_gradients(
-                lambda v, along=along, back=back: v + back(along(v)), -(back(residual) + w - pull), inner.gradients
-            )
+            step = conjugate_gradients(_plus(along, back), -(back(residual) + w - pull), inner.gradients)
             w, x, residual, now = _searched(w, step, (x, residual, now), at, cost)
         return x, residual + shake
+
+
+def _plus(along: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The normal equations' operator, identity and data."""
+    return lambda v: v + back(along(v))
+
+
+def times(factor: float) -> Callable[[Maps], Maps]:
+    """``C^(1/2)`` of independent pixels."""
+    return lambda v: factor * v
 
 
 def _searched(

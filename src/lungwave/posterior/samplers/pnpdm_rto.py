@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from lungwave.posterior.samplers.inner import Inner, rto
+from lungwave.models.unet import Condition
+from lungwave.posterior.samplers.inner import Inner, rto, times
 from lungwave.posterior.samplers.problem import Guided, Level, Problem, Run
 from lungwave.sample import Randomness, ancestral, karras
 from lungwave.types import UsageError
@@ -63,10 +64,10 @@ def pnpdm_rto(
     x, chain = rho_max * run.normal(), []
     for k in range(iterations):
         rho = max(rho_max * decay**k, rho_min)
-        z, residual = rto(run, x, lambda v, r=rho: r * v, inner)
+        z, residual = rto(run, x, times(rho), inner)
         sigmas = karras(steps, min(0.02, rho / 4), rho)
 
-        def denoise(x: torch.Tensor, sigma: torch.Tensor, _: None) -> torch.Tensor:
+        def denoise(x: torch.Tensor, sigma: torch.Tensor, _: Condition | None) -> torch.Tensor:
             return run.denoise(x, float(sigma[0]))
 
         x = ancestral(denoise, z / rho, sigmas, randomness=_Active(run))
