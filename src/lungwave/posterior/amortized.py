@@ -245,7 +245,7 @@ def load_posterior(folder: Path) -> PosteriorModel:
         encoder = empty_encoder(about["encoder"], state.get("encoder.places"))
         if encoder is not None:
             fill(encoder, under("encoder.", state), str(folder / WEIGHTS))
-        center = None if about["center"] is None else load_ridge(folder / CENTER)
+        center = None if about.get("center") is None else load_ridge(folder / CENTER)
         kind = Wiener if center is None else Centred
         conditional = Conditional(kind(net, state[SPECTRUM]), encoder, bool(about["images"]))
         return PosteriorModel(
