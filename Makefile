@@ -49,12 +49,13 @@ priors: $(VENV)/.core
 	  --report-count 64 --rows "100 steps" Heun DPM UniPC
 
 # The shipped posterior, and its tests on lungs of other seeds: about four hours on two cores.
-ECHOES := --echoes --init prior-tiny --held-out 0.05 --channels 32 --mult 1 2 2 --blocks 1 --heads 2 --attention 1 2 \
-	--patch 4 4 --dropout 0.05 --p-mean 0 --p-std 1.8 --lr 0.002 --warmup 5000 --decay-images 20000 --storage float16
+ECHOES := --echoes --paths images --center ridge-tiny --init prior-tiny --levels 2 --held-out 0.05 --channels 32 \
+	--mult 1 2 2 --blocks 1 --heads 2 --attention 1 2 --patch 4 4 --dropout 0.05 --p-mean 0 --p-std 1.8 --lr 0.0015 \
+	--batch 16 --warmup 3000 --decay-images 15000 --storage float16
 posterior: export OMP_NUM_THREADS = 1
 posterior: $(VENV)/.core
 	$(BIN)/lungwave generate --preset tiny --seed 1 --cases 0:6000 --out data/cases
-	$(BIN)/lungwave train data/cases --out data/posterior $(ECHOES) --levels 2 --images POSTERIOR_IMAGES
+	$(BIN)/lungwave train data/cases --out data/posterior $(ECHOES) --images 30048
 	rm -rf src/lungwave/assets/models/posterior-tiny
 	cp -r data/posterior/model src/lungwave/assets/models/posterior-tiny
 	$(BIN)/lungwave generate --preset tiny --seed 2 --cases 0:300 --out data/test

@@ -32,7 +32,7 @@ from lungwave.repro import atomic_path, versions, write_json
 from lungwave.sample import Seeds
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[0] = str(ROOT / "tests")  # in place of this folder, whose sample.py would hide the tests' folder sample
 import twins  # noqa: E402
 
 DRAWS, MIXTURE_DRAWS = 128, 64

@@ -17,7 +17,16 @@ from lungwave.runs import DEMO_SEED, demo, reconstruct_files
 from lungwave.shipped import SHIPPED
 from lungwave.types import UsageError
 
-FILES = {"report.html", "aeration.csv", "aeration.json", "maps.npz", "manifest.json"}
+FILES = {
+    "report.html",
+    "aeration.csv",
+    "aeration.json",
+    "maps.npz",
+    "manifest.json",
+    "maps",
+    "posterior.h5",
+    "posterior.npz",
+}
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +72,8 @@ def test_demo_never_shows_lungs_of_the_training_seed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "file", "why"),
     [
-        ("rf-fieldii-planewave3", "rf_dataset.hdf5", "192 elements at 0.23 mm"),
-        ("rf-verasonics-disk", "PWI_disk.mat", "128 elements at 0.298 mm"),
+        ("rf-fieldii-planewave3", "rf_dataset.hdf5", "192 channels"),
+        ("rf-verasonics-disk", "PWI_disk.mat", "128 channels"),
         ("rf-fmc-aluminium", "contact_notch_aluminium.mat", "kind 'matrix'"),
     ],
 )
@@ -84,7 +93,7 @@ def test_rf_of_another_preset_names_the_difference(tmp_path: Path) -> None:
     config = preset("micro").override({"grid.steps": 450, "seed": 3, "receive.echo_start": 3e-6})
     generate(config, range(1), tmp_path / "data", quiet=True)
     said = reconstruct_files([tmp_path / "data" / "cases_000000-000000.h5"], tmp_path / "out", quiet=True)
-    assert "16 elements at 0.5 mm" in said["cases"][0]["withheld"]
+    assert "16 channels" in said["cases"][0]["withheld"]
 
 
 def test_bad_requests_write_nothing(shown: tuple[Path, dict], tmp_path: Path) -> None:
