@@ -24,7 +24,7 @@ from lungwave.posterior.summary import Band, Reconstruction, summarise
 from lungwave.shipped import ECHOES, model_folder
 from lungwave.types import MM
 
-DEFAULT = "posterior-tiny"  # the shipped model that reconstructs unless another is named
+DEFAULT = "ridge-tiny"  # the shipped model that reconstructs unless another is named
 LEVEL = 0.9
 METHOD = "posterior"
 SAMPLES = 32  # of a posterior: 90 % intervals need 19
