@@ -25,6 +25,7 @@ PIXELS = 32
 LENGTH = 0.1  # of the correlation, in lengths of the line
 DIRECTIONS = 64  # of the sliced distance
 CHAINS, STEPS, WARM = 256, 300, 200  # of the long run: states that are kept come from as many chains
+STRAYED = 80.0  # energy above the median chain's that no chain of a posterior in 32 dimensions has
 
 Sampler = Callable[..., Guided]
 
@@ -172,6 +173,12 @@ def _long_run(a: Tensor, root: Tensor, y: Tensor, noise: float, draws: int, gene
         w = torch.where(accept[..., None], new, w)
         value = torch.where(accept, new_value, value)
         slope = torch.where(accept[..., None], new_slope, slope)
+        if k == WARM // 2:  # what started where the exponential runs away never comes back: start it again elsewhere
+            lost = ~(value < value.median(1, keepdim=True).values + STRAYED)
+            for case in lost.any(1).nonzero()[:, 0].tolist():
+                good = (~lost[case]).nonzero()[:, 0]
+                w[case, lost[case]] = w[case, good[: int(lost[case].sum())]]
+            value, slope = energy(w)
         if k < WARM:
             step = step * torch.exp(0.1 * (accept.double().mean(1) - 0.8))[:, None, None]
     return (w @ root.T)[:, :draws]
