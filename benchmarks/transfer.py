@@ -110,6 +110,10 @@ def ways(config: Config) -> dict[str, tuple[Config, Callable[[int], Case]]]:
     }
 
 
+def folder_of(work: Path, way: str) -> Path:
+    return work / way.replace(" ", "-").replace("%", "pc")
+
+
 def build(config: Config, simulate: Callable[[int], Case], cases: range, out: Path, progress: Progress) -> None:
     """A folder as ``lungwave generate`` writes it; shards that are there are kept."""
     write_json(out / "config.json", {"config": json.loads(config.to_json()), "noise": False})
@@ -128,7 +132,7 @@ def results(args: argparse.Namespace, config: Config) -> Iterator[tuple[str, Jud
     """(way, method, relative change of its CRPS of the map against "as trained")."""
     usual: dict[str, Judged] = {}
     for name in ways(config):
-        folder = args.work / name.replace(" ", "-").replace("%", "pc")
+        folder = folder_of(args.work, name)
         comparison = Comparison(
             folder, tuple(args.model), (args.snr,), args.samples, args.work / "judged" / folder.name, None, 0
         )
@@ -163,7 +167,7 @@ def main() -> None:
     made = ways(config)
     with Progress(len(made) * args.cases, "simulate") as progress:
         for name, (lungs, simulate) in made.items():
-            folder = args.work / name.replace(" ", "-").replace("%", "pc")
+            folder = folder_of(args.work, name)
             build(lungs, simulate, range(args.cases), folder, progress)
     if args.build_only:
         return

@@ -86,6 +86,9 @@ class Generated(Planned):
 
         return read_sets(self.samples, held_out, self.train)
 
+    def _command(self, name: str) -> str:
+        return command_of(self, "evaluate", (name, str(self.samples)), ("samples", *UNSAID))
+
     def _planned(self, sets: Sets) -> dict[str, Any]:
         counts = {"samples": len(sets.samples), "train": len(sets.train), "held_out": len(sets.held_out)}
         return {**counts, "size": list(sets.samples.size), "notes": list(sets.notes), "out": str(self.out)}
@@ -107,7 +110,7 @@ class Generative(Generated):
         sets = self._read(self.reference)
         from lungwave.generated import judge_generated
 
-        return judge_generated(sets, self.out, command_of(self, "evaluate", _words("generative", self), OWN), self.seed)
+        return judge_generated(sets, self.out, self._command("generative"), self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,18 +131,10 @@ class Memorisation(Generated):
         sets = self._checked
         from lungwave.generated import judge_memorisation
 
-        command = command_of(self, "evaluate", _words("memorisation", self), OWN)
-        return judge_memorisation(sets, self.out, command, self.shifts, self.seed)
+        return judge_memorisation(sets, self.out, self._command("memorisation"), self.shifts, self.seed)
 
     @property
     def _checked(self) -> Sets:
         if self.train is None:
             raise UsageError("copies are looked for among the training maps; give them with --train")
         return self._read(self.held_out)
-
-
-OWN = ("samples", "out", "json", "quiet", "dry_run")
-
-
-def _words(name: str, verb: Generated) -> tuple[str, ...]:
-    return name, str(verb.samples)

@@ -13,8 +13,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from lungwave.data.mapset import MapSet, read_maps
-from lungwave.evaluate.features import EXTRACTORS, fit_features
-from lungwave.evaluate.generative import compare, table_lines
+from lungwave.evaluate.generative import compare, extracted, table_lines
 from lungwave.evaluate.manifold import diversity, overlap, vendi
 from lungwave.evaluate.memorisation import RATIO, SHIFT, Memorisation, memorisation
 from lungwave.figures import PALETTE, style
@@ -80,14 +79,16 @@ def _shuffled(maps: MapSet, seed: int) -> Float[np.ndarray, "n z x"]:
 def judge_generated(sets: Sets, out: Path, command: str, seed: int = 0) -> dict[str, Any]:
     """Distances with their floors, overlap, diversity, statistics of lungs: generative.md, .json and samples.png."""
     ours, seen, real = (_shuffled(part, k) for k, part in enumerate((sets.samples, sets.train, sets.held_out)))
-    found = compare(ours, seen, real, seed=seed)
+    features = extracted(ours, seen, real)
+    found = compare(ours, seen, real, features, seed)
     found["overlap"], found["diversity"] = {}, {}
     size = min(len(ours), len(real), VENDI)
-    for name in EXTRACTORS:
-        features = fit_features(name, seen)
-        parts = {"samples": features(ours), "train": features(seen[: max(len(real), 6)]), "held out": features(real)}
-        found["overlap"][name] = {key: asdict(overlap(parts[key], parts["held out"])) for key in ("samples", "train")}
-        found["diversity"][f"Vendi, {name}"] = {key: vendi(parts[key][:size]) for key in ("samples", "held out")}
+    for name, part in features.items():
+        sides = {"samples": part.samples, "train": part.train[: max(len(real), 6)]}
+        found["overlap"][name] = {key: asdict(overlap(side, part.held_out)) for key, side in sides.items()}
+        found["diversity"][f"Vendi, {name}"] = {
+            "samples": vendi(part.samples[:size]), "held out": vendi(part.held_out[:size]),
+        }  # fmt: skip
     found["diversity"]["MS-SSIM of pairs"] = {"samples": diversity(ours, seed), "held out": diversity(real, seed)}
     text = _generative_text(found, command, sets.notes, size)
     save_grid(np.clip(ours[:SHOWN], 0, 1), out / "samples.png", f"{min(len(ours), SHOWN)} samples")

@@ -198,7 +198,7 @@ def test_a_posterior_around_an_estimate_by_command(
     run(f"train {micro_cases} {same} --center ridge --out around")
     ridge, model = load_model(tmp_path / "ridge"), load_posterior(tmp_path / "around/model")
     assert isinstance(model.denoiser.denoiser, Centred) and model.center is not None
-    assert model.center_command.startswith("lungwave fit")
+    assert model.center.command.startswith("lungwave fit")
     rf = noisy(pairs, np.arange(3), (30, 30), 0, "test")
     drawn = model.draw(rf, 40, seed=1, steps=8)
     estimate = ridge.predict(ridge.reader()(rf)).aeration

@@ -5,8 +5,9 @@ Every distance stands beside its floor, the same distance between real maps and 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -204,10 +205,41 @@ def _with_floor(value: float, null: list[float], maps: int) -> dict[str, float]:
     return {"value": value, "floor": floor, "floor_spread": spread, "excess": value - floor, "maps": maps}
 
 
-def _distances(name: str, samples: np.ndarray, train: np.ndarray, held_out: np.ndarray, seed: int) -> dict[str, Any]:
+class Featured(NamedTuple):
+    """Features of the three sets."""
+
+    samples: Float[np.ndarray, "n d"]
+    train: Float[np.ndarray, "t d"]
+    held_out: Float[np.ndarray, "m d"]
+
+
+def extracted(
+    samples: Float[np.ndarray, "n z x"],
+    train: Float[np.ndarray, "t _ _"],
+    held_out: Float[np.ndarray, "m _ _"],
+    names: tuple[str, ...] = tuple(EXTRACTORS),
+) -> dict[str, Featured]:
+    """Every kind of features, fitted to the training maps; ``compare`` takes them, so that they are made once.
+
+    UsageError as in ``compare``.
+    """
+    sets, found = _checked(samples, train, held_out), {}
+    for name in names:
+        features = fit_features(name, sets[1])
+        found[name] = Featured(*(features(maps) for maps in sets))
+    return found
+
+
+def _checked(samples: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    samples, held_out = check_maps(samples, "samples", 3), check_maps(held_out, "held-out maps", 3)
+    train = check_maps(train, "training maps", 6)
+    check_same_size(("samples", samples), ("training maps", train), ("held-out maps", held_out))
+    return samples, train, held_out
+
+
+def _distances(name: str, features: Featured, seed: int) -> dict[str, Any]:
     """The three distances with features ``name``, each with its floor of training maps against held-out maps."""
-    features = fit_features(name, train)
-    ours, seen, real = features(samples), features(train), features(held_out)
+    ours, seen, real = features
     size = min(len(ours), len(seen) // 2)  # one number for samples and floor, because these two distances depend on it
     generator = stream(seed, f"floor/{name}")
     subsets = [generator.permutation(len(seen))[:size] for _ in range(FLOORS)]
@@ -228,7 +260,7 @@ def compare(
     samples: Float[np.ndarray, "n z x"],
     train: Float[np.ndarray, "t _ _"],
     held_out: Float[np.ndarray, "m _ _"],
-    features: tuple[str, ...] = tuple(EXTRACTORS),
+    features: tuple[str, ...] | Mapping[str, Featured] = tuple(EXTRACTORS),
     seed: int = 0,
 ) -> dict[str, Any]:
     """Distances of samples to held-out maps beside the real-real floors, and the statistics of lungs.
@@ -236,9 +268,9 @@ def compare(
     Maps are fractions 0-1 of one size. The features are fitted to the training maps. UsageError for maps that cannot
     be compared or fewer than 6 training maps.
     """
-    samples, held_out = check_maps(samples, "samples", 3), check_maps(held_out, "held-out maps", 3)
-    train = check_maps(train, "training maps", 6)
-    check_same_size(("samples", samples), ("training maps", train), ("held-out maps", held_out))
+    samples, train, held_out = _checked(samples, train, held_out)
+    if not isinstance(features, Mapping):
+        features = extracted(samples, train, held_out, features)
     return {
         "maps": {
             "samples": len(samples),
@@ -246,7 +278,7 @@ def compare(
             "held_out": len(held_out),
             "size": list(samples.shape[1:]),
         },
-        "features": {name: _distances(name, samples, train, held_out, seed) for name in features},
+        "features": {name: _distances(name, found, seed) for name, found in features.items()},
         "statistics": statistics(samples, held_out, train, seed),
         "histogram": {
             "value": histogram_distance(samples, held_out),

@@ -203,9 +203,10 @@ def start_from(net: UNet, folder: Path) -> str:
     Returns the SHA-256 of the stored weights. UsageError where other layers differ.
     """
     model = load_model(folder)
-    held, own = plain(model.denoiser).state_dict(), net.state_dict()
-    if net.config.patch != plain(model.denoiser).config.patch:
-        raise UsageError(f"{folder} has patches of {plain(model.denoiser).config.patch}, not {net.config.patch}")
+    other = plain(model.denoiser)
+    held, own = other.state_dict(), net.state_dict()
+    if net.config.patch != other.config.patch:
+        raise UsageError(f"{folder} has patches of {other.config.patch}, not {net.config.patch}")
     more = own[STEM].shape[1] - held[STEM].shape[1]
     if more > 0:  # zeros for the images that the stored network does not know, which come last
         held[STEM] = torch.nn.functional.pad(held[STEM], (0, 0, 0, 0, 0, more))

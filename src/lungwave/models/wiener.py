@@ -76,9 +76,12 @@ class Wiener(Denoiser):
     def filtered(self, x: Float[Tensor, "n c z x"], sigma: Float[Tensor, " n"]) -> Float[Tensor, "n c z x"]:
         """``W x``: the best linear guess of the clean map."""
         s = self.spectrum.to(x.dtype)
-        down, across = self.down.to(x.dtype), self.across.to(x.dtype)
-        keep = s / (s + sigma.to(x.dtype)[:, None, None, None].square())
-        return down.T @ (keep * (down @ x @ across.T)) @ across
+        return self.on_modes(x, s / (s + sigma.to(x.dtype)[:, None, None, None].square()))
+
+    def on_modes(self, x: Float[Tensor, "n c z x"], gain: Float[Tensor, "*n c z x"]) -> Float[Tensor, "n c z x"]:
+        """A filter with a gain for each cosine mode."""
+        down, across = self.down.to(x), self.across.to(x)
+        return down.T @ (gain * (down @ x @ across.T)) @ across
 
     def forward(
         self, x: Float[Tensor, "n c z x"], sigma: Float[Tensor, " n"], cond: Condition | None = None

@@ -260,7 +260,7 @@ def rasterise(anatomy: Anatomy, spacing: float, depth: float, width: float, x_ce
     """
     grid = grid_of(anatomy, spacing, depth, width, x_center)
     level = air_level(anatomy, grid)
-    speed, density, attenuation, scatter = _tissue(anatomy, grid)
+    speed, density, attenuation, scatter = tissue(anatomy, grid)
     contrast = np.where(level > 0, np.float32(0), scatter)
     contrast *= speckle(anatomy.texture_seed, anatomy.texture_pitch, grid.z, grid.x)
     return Medium(
@@ -287,7 +287,7 @@ def air_level(anatomy: Anatomy, grid: Grid) -> Int[np.ndarray, "z x"]:
     return level
 
 
-def _tissue(anatomy: Anatomy, grid: Grid) -> Float[np.ndarray, "4 z x"]:
+def tissue(anatomy: Anatomy, grid: Grid) -> Float[np.ndarray, "4 z x"]:
     """Sound speed, density, attenuation and scatter of every node; cells that layers share hold the volume average."""
     material = materials(anatomy, grid, strands=False)
     properties = anatomy.properties.astype(np.float32)

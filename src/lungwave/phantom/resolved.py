@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lungwave.config import Config
-from lungwave.phantom.anatomy import AIR_DENSITY, AIR_REACH, Anatomy, air_level, grid_of, rasterise
+from lungwave.phantom.anatomy import AIR_DENSITY, AIR_REACH, Anatomy, air_level, grid_of, tissue
 from lungwave.phantom.medium import max_sound_speed, min_sound_speed
 
 LEVELS = len(AIR_DENSITY)  # of a node's depth in air
@@ -40,11 +40,8 @@ def flatten(field: Float[np.ndarray, "z x"], first: Int[np.ndarray, " x"], rows:
 
 def resolved(anatomy: Anatomy, config: Config) -> Float[np.ndarray, "2 row x"]:
     """The resolved map of a lung, fractions 0-1, on the grid of ``config``."""
-    grid = config.grid
-    level = air_level(anatomy, grid_of(anatomy, grid.spacing, grid.depth, grid.width))
-    medium = rasterise(anatomy, grid.spacing, grid.depth, grid.width)
-    first = first_rows(anatomy.wall.surface(medium.x), grid.spacing)
+    grid, rows = grid_of(anatomy, config.grid.spacing, config.grid.depth, config.grid.width), resolved_size(config)[0]
+    first = first_rows(anatomy.wall.surface(grid.x), config.grid.spacing)
     slow, fast = min_sound_speed(config), max_sound_speed(config)
-    speed = np.clip((medium.sound_speed - slow) / (fast - slow), 0, 1)
-    rows = resolved_size(config)[0]
-    return np.stack([flatten(level / LEVELS, first, rows), flatten(speed, first, rows)])
+    speed = np.clip((tissue(anatomy, grid)[0] - slow) / (fast - slow), 0, 1)
+    return np.stack([flatten(air_level(anatomy, grid) / LEVELS, first, rows), flatten(speed, first, rows)])

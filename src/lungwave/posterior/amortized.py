@@ -129,11 +129,6 @@ class PosteriorModel:
         return dict(self.about.get("trained", {}))
 
     @property
-    def center_command(self) -> str:
-        """How the estimate was made."""
-        return str(self.about.get("center_command", ""))
-
-    @property
     def size(self) -> tuple[int, int]:
         """Rows and columns of the map."""
         return self.config.map.rows, self.config.map.columns
@@ -226,9 +221,9 @@ def save_posterior(
     }
     if model.center is not None:
         text = (
-            f"# The estimate that the posterior works around\n\nA copy of the model made by `{model.center_command}`.\n"
+            f"# The estimate that the posterior works around\n\nA copy of the model made by `{model.center.command}`.\n"
         )
-        save_ridge(model.center, folder / CENTER, text, model.center_command, list(parents))
+        save_ridge(model.center, folder / CENTER, text, model.center.command, list(parents))
     write_folder(folder, save(weights), about, card)
 
 
@@ -259,5 +254,5 @@ def load_posterior(folder: Path) -> PosteriorModel:
             state["prior_std"].double().numpy(),
             center,
             config,
-            {key: about[key] for key in ("trained", "weights_sha256", "center_command") if key in about},
+            {key: about[key] for key in ("trained", "weights_sha256") if key in about},
         )

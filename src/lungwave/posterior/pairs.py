@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -207,11 +207,8 @@ class PairSource:
         condition = self._read(frames, shift, speed)
         assert condition.image is not None and condition.vector is not None and condition.traces is not None
         keep = torch.from_numpy(known)
-        return self._clean(maps), Condition(
-            image=condition.image * keep[:, None, None, None],
-            vector=condition.vector * keep[:, None],
-            traces=condition.traces,
-            center=condition.center,
+        return self._clean(maps), replace(
+            condition, image=condition.image * keep[:, None, None, None], vector=condition.vector * keep[:, None]
         )
 
     def _undisturbed(self, rows: Int[np.ndarray, " n"]) -> Condition:

@@ -82,6 +82,7 @@ class RidgeModel:
     usual_limit: float
     config: Config
     trained: dict[str, Any]
+    command: str = ""  # that made it, of a stored model
 
     @property
     def scan(self) -> Scan:
@@ -94,21 +95,24 @@ class RidgeModel:
 
     def maps(self, echoes: Echoes, depth: Float[np.ndarray, "frame x"]) -> Float[np.ndarray, "frame z x"]:
         """The map of every frame alone, clipped to 0-1, read below a pleura [m] that somebody else found."""
-        columns = column_features(echoes, depth)
-        features = global_features(columns, channel_features(echoes, depth))
-        rows = additive((local_rows(columns, features, slice(None)) - self.center) / self.scale)
-        return self.map(rows).reshape(len(columns), columns.shape[2], -1).transpose(0, 2, 1).clip(0, 1)
+        columns, features = features_below(echoes, depth)
+        return _as_maps(self.map(self._rows(columns, features)), columns).clip(0, 1)
+
+    def _rows(
+        self, columns: Float[np.ndarray, "frame feature x"], features: Float[np.ndarray, "frame all"]
+    ) -> Float[np.ndarray, "row three"]:
+        """What the heads of the map read of every column."""
+        return additive((local_rows(columns, features, slice(None)) - self.center) / self.scale)
 
     def predict(self, echoes: Echoes) -> Estimate:
         """Aeration of every frame, clipped to 0-1."""
         depth, columns, features = read_features(echoes, self.detector)
-        frames, count, width = columns.shape
-        rows = additive((local_rows(columns, features, slice(None)) - self.center) / self.scale)
+        rows, count = self._rows(columns, features), columns.shape[1]
         standard = (features - self.center[count:]) / self.scale[count:]
         bent = additive(standard)
         bands, wide = self.bands(bent), spread(self.bands_spread, bent)
-        aeration = self.map(rows).reshape(frames, width, -1).transpose(0, 2, 1)
-        doubt = spread(self.map_spread, rows).reshape(frames, width, -1).transpose(0, 2, 1)
+        aeration = _as_maps(self.map(rows), columns)
+        doubt = _as_maps(spread(self.map_spread, rows), columns)
         distance = np.linalg.norm(standard @ self.whiten, axis=1)
         return Estimate(
             bands.clip(0, 1),
@@ -125,8 +129,20 @@ def read_features(
 ) -> tuple[Float[np.ndarray, "frame x"], Float[np.ndarray, "frame feature x"], Float[np.ndarray, "frame all"]]:
     """Detected pleura [m], column features and global features."""
     depth = detector.detect(echoes)
+    return depth, *features_below(echoes, depth)
+
+
+def features_below(
+    echoes: Echoes, depth: Float[np.ndarray, "frame x"]
+) -> tuple[Float[np.ndarray, "frame feature x"], Float[np.ndarray, "frame all"]]:
+    """Column features and global features below a pleura [m]."""
     columns = column_features(echoes, depth)
-    return depth, columns, global_features(columns, channel_features(echoes, depth))
+    return columns, global_features(columns, channel_features(echoes, depth))
+
+
+def _as_maps(rows: Float[np.ndarray, "row z"], columns: np.ndarray) -> Float[np.ndarray, "frame z x"]:
+    """One row per frame and column as maps of the frames."""
+    return rows.reshape(len(columns), columns.shape[2], -1).transpose(0, 2, 1)
 
 
 def local_rows(
@@ -332,6 +348,7 @@ def load_model(folder: Path) -> RidgeModel:
             float(about["usual_limit"]),
             Config().override(about["config"]),
             about["trained"],
+            str(about["command"]),
         )
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise UsageError(f"{folder} is not a complete model folder ({error}); fit one with 'lungwave fit'") from None

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from lungwave.data.dataset import split
-from lungwave.models.checkpoint import ABOUT, WEIGHTS
+from lungwave.models.checkpoint import WEIGHTS
 from lungwave.models.encoder import Conditional, TraceEncoder
 from lungwave.models.precond import Scaling
 from lungwave.models.regressor import parameters_of
@@ -240,10 +240,7 @@ def export(
     model = replace(
         made.exported,
         novelty=fit_novelty(made.source),
-        about={
-            "trained": {**trained, "snr_db": list(plan.disturbance.snr_db)},
-            **({} if plan.center is None else {"center_command": _command_of(plan.center)}),
-        },
+        about={"trained": {**trained, "snr_db": list(plan.disturbance.snr_db)}},
     )
     z, x = model.size
     card = (
@@ -256,11 +253,6 @@ def export(
         folder, model, card=card, command=command, settings=settings, seed=plan.prior.train.seed, parents=parents,
         dtype=plan.prior.storage,
     )  # fmt: skip
-
-
-def _command_of(folder: Path) -> str:
-    """How a stored model was made."""
-    return str(json.loads((folder / ABOUT).read_text(encoding="utf-8")).get("command", ""))
 
 
 def fit_novelty(source: PairSource) -> Novelty:

@@ -41,7 +41,7 @@ def daps(
     if not (rate > 0 and 0 < rate_end <= 1 and langevin >= 1 and ode >= 1):
         raise UsageError(f"rate {rate:g}, rate_end {rate_end:g}, {langevin} Langevin and {ode} ODE steps; all above 0")
     run = Run(problem, randomness, callback, dtype)
-    sigmas = [float(s) for s in karras(levels, sigma_min, sigma_max)[:-1]] + [0.0]
+    sigmas = karras(levels, sigma_min, sigma_max).tolist()
     x = sigmas[0] * run.normal()
     for k, (sigma, after) in enumerate(pairwise(sigmas)):
         guess = ddim(lambda v, s, _: run.denoise(v, float(s[0])), x / sigma, karras(ode, min(0.01, sigma / 2), sigma))

@@ -49,7 +49,7 @@ def daps_rto(
     """
     run = Run(problem, randomness, callback, dtype, infers=True)
     inner, guess = inner or Inner(), guess or guess_of(problem.denoiser)
-    sigmas = [float(s) for s in karras(levels, sigma_min, sigma_max)[:-1]] + [0.0]
+    sigmas = karras(levels, sigma_min, sigma_max).tolist()
     x = sigmas[0] * run.normal()
     x = x if start is None else x + start.to(dtype)
     for sigma, after in pairwise(sigmas):

@@ -40,7 +40,7 @@ def diffpir(
     if not (weight > 0 and 0 <= zeta <= 1):
         raise UsageError(f"weight {weight:g} must be above 0 and zeta {zeta:g} between 0 and 1")
     run, inner = Run(problem, randomness, callback, dtype), inner or Inner()
-    sigmas = [float(s) for s in karras(levels, sigma_min, sigma_max)[:-1]] + [0.0]
+    sigmas = karras(levels, sigma_min, sigma_max).tolist()
     x = sigmas[0] * run.normal()
     for sigma, after in pairwise(sigmas):
         mean = run.denoise(x, sigma)

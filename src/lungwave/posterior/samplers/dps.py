@@ -43,8 +43,7 @@ def dps(
         misfit = run.forward(run.inside(mean)) - run.y
         size = misfit.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, *[1] * (misfit.ndim - 1))
         gradient = pull(run.forward.vjp(run.inside(mean), misfit / size))
-        fresh = math.sqrt(sigma**2 - after**2) * after / sigma
-        x = mean + (after / sigma) ** 2 * (x - mean) + fresh * run.normal()
+        x = run.ancestral(x, mean, sigma, after)
         x = x - zeta * math.sqrt((1 + sigma**2) * (1 + after**2)) * gradient
         (x,) = run.settle(sigma, run.whiten(misfit), x)
     return run.finish(x)

@@ -44,9 +44,7 @@ class SpectralGuess:
     def spread(self, v: Maps, sigma: float) -> Maps:
         """A filter on the cosine modes."""
         s = self.denoiser.spectrum.to(v)
-        down, across = self.denoiser.down.to(v), self.denoiser.across.to(v)
-        gain = (s * sigma**2 / (s + sigma**2)).sqrt()
-        return down.T @ (gain * (down @ v @ across.T)) @ across
+        return self.denoiser.on_modes(v, (s * sigma**2 / (s + sigma**2)).sqrt())
 
 
 @dataclass(frozen=True)
@@ -58,15 +56,6 @@ class ScalarGuess:
     def spread(self, v: Maps, sigma: float) -> Maps:
         """A factor."""
         return v * (sigma * self.sigma_data / math.hypot(sigma, self.sigma_data))
-
-
-@dataclass(frozen=True)
-class FlatGuess:
-    """Covariance sigma^2, whatever the prior."""
-
-    def spread(self, v: Maps, sigma: float) -> Maps:
-        """A factor."""
-        return v * sigma
 
 
 def guess_of(denoiser: Denoiser) -> Guess:

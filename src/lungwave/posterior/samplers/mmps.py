@@ -13,7 +13,6 @@ the transposed derivative, a vector-Jacobian product, equal to the derivative fo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -46,15 +45,13 @@ def mmps(
     if gamma is not None and not gamma >= 0:
         raise UsageError(f"gamma {gamma:g} must be 0 or greater")
     run = Run(problem, randomness, callback, dtype)
-    sigmas = [float(s) for s in karras(levels, sigma_min, sigma_max)[:-1]] + [0.0]
+    sigmas = karras(levels, sigma_min, sigma_max).tolist()
     x = sigmas[0] * run.normal()
     for sigma, after in pairwise(sigmas):
         mean, pull = run.denoise_and_pull(x, sigma)
         residual = run.residual(mean)
         clean = mean - _correction(run, mean, residual, pull, sigma, gradients, gamma)
-        x = clean + (after / sigma) ** 2 * (x - clean)
-        fresh = math.sqrt(sigma**2 - after**2) * after / sigma
-        (x,) = run.settle(sigma, residual, x + fresh * run.normal())
+        (x,) = run.settle(sigma, residual, run.ancestral(x, clean, sigma, after))
     return run.finish(x)
 
 

@@ -124,6 +124,11 @@ class Run:
 
         return found.detach(), pull
 
+    def ancestral(self, x: Tensor, clean: Tensor, sigma: float, after: float) -> Float[Tensor, "n c z x"]:
+        """A draw of the next level given the clean map (Ho et al. 2020, arXiv:2006.11239, eq. 6 and 7)."""
+        fresh = math.sqrt(sigma**2 - after**2) * after / sigma
+        return clean + (after / sigma) ** 2 * (x - clean) + fresh * self.normal()
+
     def inside(self, x: Tensor) -> Tensor:
         """Maps within the range in which the forward model may be called."""
         low, high = self.forward.valid_range

@@ -57,7 +57,7 @@ def tds(
     """
     _check(problem, particles)
     run = Run(problem, randomness, callback, dtype)
-    sigmas = [float(s) for s in karras(levels, sigma_min, sigma_max)[:-1]]
+    sigmas = karras(levels, sigma_min, sigma_max)[:-1].tolist()
     x = sigmas[0] * run.normal()
     twist = _twist(run, x, sigmas[0])
     log = twist.log
