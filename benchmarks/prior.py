@@ -215,7 +215,7 @@ def summary(found: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
     for name, f in found["features"].items():
         kid, goal = f["kid"], 1.5 * f["kid"]["band"]
         rows.append((f"KID, {name}", f"{kid['value']:.2e} ± {kid['error']:.1e}", f"<= {goal:.1e}", kid["within"]))
-    copies = found["memorisation"]["share_below_first_percentile"]
+    copies = found["memorisation"]["share"]
     rows.append(
         (
             "samples nearer to train than the 1st percentile of held-out",
@@ -293,9 +293,8 @@ def table(found: dict[str, Any], command: str, name: str) -> str:
         "|---|---|---|",
         f"| median distance | {copies['median_distance']:.4f} | {copies['median_distance_held_out']:.4f} |",
         f"| share below {copies['threshold']:.4f}, the 1st percentile of held-out | "
-        f"{copies['share_below_first_percentile']:.1%} (p = {copies['p']:.2g}) | {copies['expected_share']:.1%} |",
-        f"| nearest below a third of the second nearest | {copies['ratio_below_third']:.1%} | "
-        f"{copies['ratio_below_third_held_out']:.1%} |",
+        f"{copies['share']:.1%} (p = {copies['p']:.2g}) | {copies['expected']:.1%} |",
+        f"| nearest below a third of the second nearest | {copies['ratio']:.1%} | {copies['held_out_ratio']:.1%} |",
     ]
     return "\n".join(lines) + "\n"
 

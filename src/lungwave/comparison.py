@@ -33,6 +33,7 @@ from lungwave.evaluate.reconstruction import (
 )
 from lungwave.evaluate.tables import NOTES, markdown, rows
 from lungwave.figures_evaluation import save_pictures
+from lungwave.page import write_page
 from lungwave.posterior.pairs import Pairs, noisy
 from lungwave.progress import Progress
 from lungwave.repro import atomic_path, manifest, write_json
@@ -156,6 +157,7 @@ def compare(comparison: Comparison, command: str, quiet: bool = False) -> dict[s
             for j in judged
         ],
         "table": str(comparison.out / "reconstruction.md"),
+        "page": str(comparison.out / "reconstruction.html"),
         "pictures": pictures,
     }
 
@@ -216,6 +218,7 @@ def _write(
     for name, content in (("reconstruction.md", text), ("reconstruction.csv", rows(levels, improved))):
         with atomic_path(comparison.out / name) as temporary:
             temporary.write_text(content, encoding="utf-8")
+    write_page(comparison.out / "reconstruction.md")
     write_json(comparison.out / "reconstruction.json", about)
 
 

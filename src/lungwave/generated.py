@@ -13,11 +13,14 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from lungwave.data.mapset import MapSet, read_maps
+from lungwave.evaluate.cases import to_json
+from lungwave.evaluate.copying import RATIO, Suspicion, suspected
 from lungwave.evaluate.generative import compare, extracted, table_lines
 from lungwave.evaluate.manifold import diversity, overlap, vendi
-from lungwave.evaluate.memorisation import RATIO, SHIFT, Memorisation, memorisation
+from lungwave.evaluate.memorisation import SHIFT, Memorisation, memorisation
 from lungwave.figures import PALETTE, style
 from lungwave.figures_evaluation import COLOURS, LOOSE
+from lungwave.page import write_page
 from lungwave.prior.pictures import save_figure, save_grid
 from lungwave.repro import atomic_path, manifest, stream, write_json
 from lungwave.types import RESEARCH_USE, UsageError
@@ -101,6 +104,7 @@ def judge_generated(sets: Sets, out: Path, command: str, seed: int = 0) -> dict[
         "kid_floor": kid["floor"],
         "recall_wavelet": found["overlap"]["wavelet"]["samples"]["recall"],
         "table": str(out / "generative.md"),
+        "page": str(out / "generative.html"),
     }
 
 
@@ -114,6 +118,10 @@ def _generative_text(found: Mapping[str, Any], command: str, notes: tuple[str, .
         f"distance of training maps to the real maps. {RESEARCH_USE}",
         "",
         *(f"- {note}." for note in notes),
+        "",
+        "![Samples](samples.png)",
+        "",
+        "![Real maps](held_out.png)",
         "",
         *table_lines(dict(found)),
         "",
@@ -150,7 +158,10 @@ def judge_memorisation(sets: Sets, out: Path, command: str, shifts: int = SHIFT,
     never trained on have.
     """
     ours, seen, real = (part.fraction()[:, 0] for part in (sets.samples, sets.train, sets.held_out))
-    found = memorisation(ours, seen, real, shifts)
+    found = memorisation(ours, seen, real, shifts, seed)
+    spaces = {"pixels, moved": found.said}
+    for name, part in extracted(ours, seen, real, ("wavelet", "spectrum")).items():
+        spaces[name] = suspected(*part, seed)
     labels = _categories(sets, found)
     by_category = {}
     for name in sorted(set(labels)):
@@ -163,9 +174,11 @@ def judge_memorisation(sets: Sets, out: Path, command: str, shifts: int = SHIFT,
         }
     _distance_figure(found, labels, out / "distances.png")
     _gallery(found, ours, seen, out / "nearest.png")
-    text = _memorisation_text(found, by_category, sets, command, shifts)
-    _write(out, "memorisation", text, {"results": found.summary(), "categories": by_category}, sets, command, seed)
-    return {**found.summary(), "categories": by_category, "table": str(out / "memorisation.md")}
+    text = _memorisation_text(found, spaces, by_category, sets, command, shifts)
+    results = {"results": found.summary(), "spaces": to_json(spaces), "categories": by_category}
+    _write(out, "memorisation", text, results, sets, command, seed)
+    files = {"table": str(out / "memorisation.md"), "page": str(out / "memorisation.html")}
+    return {**found.summary(), "categories": by_category, **files}
 
 
 def _categories(sets: Sets, found: Memorisation) -> np.ndarray:
@@ -192,7 +205,7 @@ def _distance_figure(found: Memorisation, labels: np.ndarray, path: Path) -> Non
                 mine, bins, weights=np.full(len(mine), 1 / len(mine)), histtype="step", lw=1.4,
                 color=COLOURS[k % len(COLOURS)], label=f"{name}, {len(mine)} samples",
             )  # fmt: skip
-            ax.axvline(found.threshold, color=PALETTE["truth"], lw=0.9, ls="--")
+            ax.axvline(found.said.threshold, color=PALETTE["truth"], lw=0.9, ls="--")
             ax.set_ylabel("share")
             ax.legend(frameon=False, loc="upper right")
         panels[-1].set_xlabel("root mean square distance to the nearest training map (fraction of air); dashed: 1st "
@@ -211,10 +224,16 @@ def _gallery(found: Memorisation, ours: np.ndarray, seen: np.ndarray, path: Path
 
 
 def _memorisation_text(
-    found: Memorisation, by_category: Mapping[str, Any], sets: Sets, command: str, shifts: int
+    found: Memorisation,
+    spaces: Mapping[str, Suspicion],
+    by_category: Mapping[str, Any],
+    sets: Sets,
+    command: str,
+    shifts: int,
 ) -> str:
-    number = found.summary()
-    verdict = "copies are among them" if number["p"] < 0.01 else "no sign of copies"
+    number, said = found.summary(), found.said
+    least = min(min(s.p, s.copying_p) for s in spaces.values() if np.isfinite(s.copying_p)) * 2 * len(spaces)
+    verdict = "copies are among them" if least < 0.01 else "no sign of copies"
     lines = [
         "# Are samples copies of the training?",
         "",
@@ -227,15 +246,22 @@ def _memorisation_text(
         "",
         "![Nearest pairs](nearest.png)",
         "",
-        f"**{verdict}**: {number['share_below_first_percentile']:.1%} of the samples are nearer to a training map than "
-        f"the 1st percentile of held-out maps, where {number['expected_share']:.1%} of fresh real maps would be "
-        f"(p = {number['p']:.2g}).",
+        f"**{verdict}**: {said.share:.1%} of the samples are nearer to a training map than the 1st percentile of "
+        f"held-out maps, where {said.expected:.1%} of fresh real maps would be (p = {said.p:.2g}). Median distance "
+        f"{number['median_distance']:.4f}, of held-out maps {number['median_distance_held_out']:.4f}.",
         "",
-        "| | samples | held-out |",
-        "|---|---|---|",
-        f"| median distance | {number['median_distance']:.4f} | {number['median_distance_held_out']:.4f} |",
-        f"| nearest below {RATIO:.2f} of the second nearest | {number['ratio_below_third']:.1%} | "
-        f"{number['ratio_below_third_held_out']:.1%} |",
+        "The same in several spaces. Ratio: samples whose nearest training map is nearer than "
+        f"{RATIO:.2f} of the second nearest. Copying: statistic of the data-copying test (Meehan et al. 2020), "
+        "standard normal for fresh maps, negative where samples keep nearer to the training than real maps do. The "
+        "verdict is at 1 %, Bonferroni over the tests.",
+        "",
+        "| space | below the threshold | expected | p | ratio | ratio, held-out | copying | p |",
+        "|---|---|---|---|---|---|---|---|",
+        *(
+            f"| {name} | {s.share:.1%} | {s.expected:.1%} | {s.p:.2g} | {s.ratio:.1%} | {s.held_out_ratio:.1%} | "
+            f"{s.copying:+.1f} | {s.copying_p:.2g} |"
+            for name, s in spaces.items()
+        ),
         "",
         "| category | samples | least distance | median | below the threshold |",
         "|---|---|---|---|---|",
@@ -252,6 +278,7 @@ def _write(
 ) -> None:  # fmt: skip
     with atomic_path(out / f"{name}.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
+    write_page(out / f"{name}.md")
     digests = {key: getattr(sets, key).digest for key in ("samples", "train", "held_out")}
     about = manifest(json.dumps({"command": command}), seed, command=command, maps=digests)
     write_json(out / f"{name}.json", {**found, **about})

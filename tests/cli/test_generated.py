@@ -53,7 +53,7 @@ def test_fresh_maps_are_near_real_ones_and_narrow_ones_are_not(run: Callable[...
     text = (tmp_path / "good/generative.md").read_text()
     assert "Vendi, wavelet" in text and "| precision | recall | density | coverage |" in text
     assert {p.name for p in (tmp_path / "good").iterdir()} == {
-        "generative.md", "generative.json", "samples.png", "held_out.png",
+        "generative.md", "generative.html", "generative.json", "samples.png", "held_out.png",
     }  # fmt: skip
     halves = run("evaluate generative fresh.npz --reference held.npz --out halves")
     assert halves["maps"]["train"] == 60 and "was cut in two" in (tmp_path / "halves/generative.md").read_text()
@@ -61,9 +61,13 @@ def test_fresh_maps_are_near_real_ones_and_narrow_ones_are_not(run: Callable[...
 
 def test_planted_copies_are_found_and_fresh_maps_are_not_accused(run: Callable[..., dict], tmp_path: Path) -> None:
     guilty = run("evaluate memorisation copies.npz --train train.npz --held-out held.npz --out guilty")
-    assert guilty["p"] < 1e-4 and guilty["share_below_first_percentile"] >= 0.2
-    assert guilty["ratio_below_third"] >= 0.2 and guilty["categories"]["all"]["samples"] == 60
+    assert guilty["p"] < 1e-4 and guilty["share"] >= 0.2
+    assert guilty["ratio"] >= 0.2 and guilty["categories"]["all"]["samples"] == 60
     assert "copies are among them" in (tmp_path / "guilty/memorisation.md").read_text()
+    page = (tmp_path / "guilty/memorisation.html").read_text()
+    assert "copies are among them" in page and page.count('src="data:image/png;base64,') == 2 and '"http' not in page
+    spaces = json.loads((tmp_path / "guilty/memorisation.json").read_text())["spaces"]
+    assert {name: space["p"] < 0.01 for name, space in spaces.items()} == dict.fromkeys(spaces, True)
     free = run("evaluate memorisation fresh.npz --train train.npz --held-out held.npz --out free")
     assert free["p"] > 0.01 and "no sign of copies" in (tmp_path / "free/memorisation.md").read_text()
     assert {"distances.png", "nearest.png", "memorisation.json"} <= {p.name for p in (tmp_path / "free").iterdir()}

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from scipy.linalg import sqrtm
 
 from lungwave.evaluate.features import fit_features
@@ -118,6 +119,24 @@ def test_frechet_equals_the_square_root_form_at_full_rank() -> None:
     root = np.trace(sqrtm(first @ second)).real
     usual = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(first) + np.trace(second) - 2 * root
     assert frechet(a, b) == pytest.approx(usual, rel=1e-6)
+
+
+def test_frechet_agrees_with_a_library_where_that_is_valid() -> None:
+    """torchmetrics takes eigenvalues of the covariances' product, which is sound at full rank."""
+    fid = pytest.importorskip("torchmetrics.image.fid", reason="torchmetrics is not installed")
+
+    class Flat(torch.nn.Module):
+        num_features = 24
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(1)
+
+    a, b = normal(600, 24), normal(500, 24, 1) @ normal(24, 24, 2) / 5 + 0.3
+    metric = fid.FrechetInceptionDistance(feature=Flat(), input_img_size=(1, 1, 24), normalize=True)
+    metric.set_dtype(torch.float64)
+    for features, real in ((a, False), (b, True)):
+        metric.update(torch.as_tensor(features)[:, None, None], real=real)
+    assert frechet(a, b) == pytest.approx(float(metric.compute()), rel=1e-6)
 
 
 def test_frechet_of_rank_deficient_sets_is_exact() -> None:

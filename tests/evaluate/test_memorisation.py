@@ -68,16 +68,16 @@ def test_a_moved_copy_has_distance_zero_and_is_named(flip: bool, shift: int) -> 
 )
 def test_a_generator_of_copies_is_flagged_wholly(copies: np.ndarray) -> None:
     found = memorisation(copies, TRAIN, HELD_OUT)
-    assert found.share == 1.0
-    assert found.p < 1e-9
+    assert found.said.share == 1.0
+    assert found.said.p < 1e-9
 
 
 def test_fresh_maps_are_flagged_as_often_as_expected() -> None:
     """Over 200 fresh sets, the mean share is the expected one and the test at 5 % rejects about 5 %."""
     found = [memorisation(lungs(100, 10 + k), TRAIN, lungs(199, 500 + k), shifts=0) for k in range(200)]
-    assert found[0].expected == pytest.approx(0.01)
-    assert np.mean([f.share for f in found]) == pytest.approx(0.01, abs=0.004)
-    assert np.mean([f.p < 0.05 for f in found]) <= 0.09  # 5 % and two standard errors, but for the counts' steps
+    assert found[0].said.expected == pytest.approx(0.01)
+    assert np.mean([f.said.share for f in found]) == pytest.approx(0.01, abs=0.004)
+    assert np.mean([f.said.p < 0.05 for f in found]) <= 0.09  # 5 % and two standard errors, but for the counts' steps
 
 
 @pytest.mark.parametrize(("share", "power"), [(0.01, 0.05), (0.05, 0.85), (0.2, 1.0)])
@@ -88,7 +88,7 @@ def test_planted_copies_are_detected_with_known_power(share: float, power: float
         samples = lungs(300, 2000 + k)
         count = round(share * 300)
         samples[:count] = TRAIN[k : k + count] + np.float32(0.002)
-        found.append(memorisation(samples, TRAIN, HELD_OUT, shifts=0).p < 0.05)
+        found.append(memorisation(samples, TRAIN, HELD_OUT, shifts=0).said.p < 0.05)
     assert np.mean(found) >= power
 
 
@@ -97,8 +97,8 @@ def test_a_few_planted_copies_are_found_and_pointed_at() -> None:
     samples[:15] = TRAIN[20:35]
     found = memorisation(samples, TRAIN, HELD_OUT)
     assert found.suspects[:15].all()
-    assert found.p < 0.01
-    assert found.copies >= 0.05 > found.held_out_copies
+    assert found.said.p < 0.01
+    assert found.said.ratio >= 0.05 > found.said.held_out_ratio
     np.testing.assert_array_equal(found.samples.index[:15], np.arange(20, 35))
 
 
@@ -112,8 +112,8 @@ def test_order_does_not_matter() -> None:
 
 def test_small_held_out_sets_state_what_they_can_say() -> None:
     found = memorisation(TRAIN[:10], TRAIN, HELD_OUT[:9])
-    assert found.expected == pytest.approx(1 / 10)
-    assert found.share == 1.0
+    assert found.said.expected == pytest.approx(1 / 10)
+    assert found.said.share == 1.0
 
 
 def test_unusable_input_is_refused() -> None:

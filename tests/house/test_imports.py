@@ -24,7 +24,7 @@ MODULES = {
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("lungwave.types",),
     ("lungwave.config",),
-    ("lungwave.repro", "lungwave.progress", "lungwave.shipped"),
+    ("lungwave.repro", "lungwave.progress", "lungwave.shipped", "lungwave.page"),
     ("lungwave.phantom",),
     ("lungwave.acoustics",),
     ("lungwave.data",),
@@ -53,6 +53,7 @@ ENGINES = {
     "deepwave": "lungwave.acoustics.wave",
     "tyro": "lungwave.cli_options",
     "jinja2": "lungwave.report",
+    "markdown_it": "lungwave.page",
     "torch.distributed": "lungwave.training.ranks",
 }
 TORCH_FREE = (

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.stats import betabinom
 
-from lungwave.evaluate.features import check_maps, check_same_size
+from lungwave.evaluate.copying import Suspicion, cells_of, suspicion
+from lungwave.evaluate.features import check_maps, check_same_size, pixels
 from lungwave.types import UsageError
 
 SHIFT = 4  # largest lateral shift [pixel] that still counts as the same map
-SHARE = 0.01  # a sample nearer to train than this share of held-out maps is suspect
-RATIO = 1 / 3  # nearest over second nearest distance below which a sample is a copy (Yoon et al. 2023)
 CHUNK = 2048  # training maps at a time
 CANDIDATES = 4  # nearest in single precision that are measured again in double
 
@@ -28,6 +26,11 @@ class Nearest:
     flip: Bool[np.ndarray, " n"]  # whether that map was mirrored left to right
     shift: Int[np.ndarray, " n"]  # lateral shift of the query against it [pixel]
     second: Float[np.ndarray, " n"]  # distance to the nearest other training map
+
+    @property
+    def two(self) -> Float[np.ndarray, "n 2"]:
+        """Nearest and second nearest distance."""
+        return np.stack([self.distance, self.second], 1)
 
 
 def _views(maps: np.ndarray, shift: int, *, query: bool) -> np.ndarray:
@@ -110,25 +113,19 @@ class Memorisation:
 
     samples: Nearest
     held_out: Nearest
-    threshold: float  # distance below which a sample is suspect
-    expected: float  # share of fresh real maps below it
-    suspects: Bool[np.ndarray, " n"]
-    share: float  # of suspects
-    p: float  # chance of at least as many suspects among fresh real maps
-    copies: float  # share of samples whose nearest distance is below a third of the second nearest
-    held_out_copies: float
+    said: Suspicion
+
+    @property
+    def suspects(self) -> Bool[np.ndarray, " n"]:
+        """Samples nearer to a training map than the threshold."""
+        return self.samples.distance < self.said.threshold
 
     def summary(self) -> dict[str, float]:
         """The numbers, for a table."""
         return {
-            "share_below_first_percentile": self.share,
-            "expected_share": self.expected,
-            "p": self.p,
-            "threshold": self.threshold,
+            **asdict(self.said),
             "median_distance": float(np.median(self.samples.distance)),
             "median_distance_held_out": float(np.median(self.held_out.distance)),
-            "ratio_below_third": self.copies,
-            "ratio_below_third_held_out": self.held_out_copies,
         }
 
 
@@ -137,30 +134,18 @@ def memorisation(
     train: Float[np.ndarray, "t _ _"],
     held_out: Float[np.ndarray, "m _ _"],
     shifts: int = SHIFT,
+    seed: int = 0,
 ) -> Memorisation:
-    """Share of samples nearer to the training set than the 1st percentile of held-out maps.
+    """Samples nearer to the training set than the 1st percentile of held-out maps, and the other tests of ``copying``.
 
     Held-out maps must come from other subjects than the training maps. The percentile is a held-out distance, so the
-    share expected of fresh real maps is exact (``expected``; 1/(m+1) where m < 100), and the number of suspects among
-    them is beta-binomial, because all are judged by the same m held-out maps.
+    share expected of fresh real maps is exact (``expected``; 1/(m+1) where m < 100).
     """
     samples, held_out = check_maps(samples, "samples", 1), check_maps(held_out, "held-out maps", 1)
     check_same_size(("samples", samples), ("held-out maps", held_out))
     if shifts < 0:
         raise UsageError(f"shifts is {shifts}; give a number of pixels, 0 for none")
     found, null = nearest(samples, train, shifts), nearest(held_out, train, shifts)
-    m = len(held_out)
-    k = max(1, int(SHARE * (m + 1)))
-    threshold = float(np.sort(null.distance)[k - 1])
-    suspects = found.distance < threshold
-    return Memorisation(
-        samples=found,
-        held_out=null,
-        threshold=threshold,
-        expected=k / (m + 1),
-        suspects=suspects,
-        share=float(suspects.mean()),
-        p=float(betabinom.sf(suspects.sum() - 1, len(samples), k, m + 1 - k)),
-        copies=float((found.distance < RATIO * found.second).mean()),
-        held_out_copies=float((null.distance < RATIO * null.second).mean()),
-    )
+    seen, ours, real = (pixels(check_maps(maps, "maps", 1)) for maps in (train, samples, held_out))
+    mine, theirs = cells_of(seen, ours, real, seed=seed)
+    return Memorisation(found, null, suspicion(found.two, null.two, (mine, theirs)))
