@@ -38,6 +38,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "cli_evaluate.Memorisation",
         "are samples copies of the training? calibrated",
     ),
+    "evaluate calibration": (
+        "cli_evaluate.Calibration",
+        "posterior samples of any program: coverage, ranks, TARP, scores",
+    ),
     "legacy": ("legacy", "the commands of improved-diffusion with their own flags: image_train, image_sample ..."),
     "model info": ("cli_models.ModelInfo", "what a model holds: network, cost, and what its file does not say"),
     "model import": ("cli_models.ModelImport", "OpenAI's .pt or a diffusers folder -> a model that `sample` runs"),

@@ -12,10 +12,17 @@ from lungwave.cli_verbs import output_folder
 from lungwave.types import UsageError
 
 if TYPE_CHECKING:
+    from lungwave.calibrated import Posteriors
     from lungwave.comparison import Comparison
     from lungwave.generated import Sets
 
 UNSAID = ("data", "model", "out", "json", "quiet", "dry_run")  # options that stand elsewhere or decide nothing
+
+
+def check_seed(seed: int) -> None:
+    """UsageError for a negative one."""
+    if seed < 0:
+        raise UsageError(f"--seed {seed} is negative; give 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +87,7 @@ class Generated(Planned):
 
     def _read(self, held_out: Path) -> Sets:
         output_folder(self.out)
-        if self.seed < 0:
-            raise UsageError(f"--seed {self.seed} is negative; give 0 or more")
+        check_seed(self.seed)
         from lungwave.generated import read_sets
 
         return read_sets(self.samples, held_out, self.train)
@@ -138,3 +144,42 @@ class Memorisation(Generated):
         if self.train is None:
             raise UsageError("copies are looked for among the training maps; give them with --train")
         return self._read(self.held_out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration(Planned):
+    """Do posterior samples of any program mean what they say? Coverage, ranks, TARP, scores; from one NPZ.
+
+    It holds `samples` [case, sample, ...] and `truth` [case, ...], one truth a case, cases independent; where known,
+    `summary` [case, ...] (an estimate from the recording, for a sharper TARP), `residual` [case, ...] with `noise` (its
+    standard deviation, for chi2), `score` [case, sample, ...] (gradient of the log posterior, for the Stein
+    discrepancy).
+    """
+
+    source: Positional[Path]
+    """NPZ file."""
+    out: Path = Path("lungwave-calibration")
+    """Folder of table and picture."""
+    seed: int = 0
+    """Root of the streams of ties, references and resampling."""
+
+    def plan(self) -> dict[str, Any]:
+        """What would be judged."""
+        found = self._read
+        return {"cases": len(found.truth), "samples": found.samples.shape[1], "out": str(self.out)}
+
+    def work(self) -> dict[str, Any]:
+        """Judge and write."""
+        found = self._read
+        from lungwave.calibrated import judge_calibration
+
+        command = command_of(self, "evaluate", ("calibration", str(self.source)), ("source", *UNSAID))
+        return judge_calibration(found, self.source, self.out, command, self.seed)
+
+    @property
+    def _read(self) -> Posteriors:
+        output_folder(self.out)
+        check_seed(self.seed)
+        from lungwave.calibrated import read_posteriors
+
+        return read_posteriors(self.source)

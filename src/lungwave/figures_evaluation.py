@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -124,20 +124,19 @@ def calibration_figure(judged: Sequence[Judged]) -> Figure:
     upper, lower = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
     panels = upper.subplots(1, 3)
     for ax, name in zip(panels, (outs[-1], PIXEL), strict=False):
-        _coverage(ax, judged, name)
+        draw_coverage(
+            ax, [(_look(k, j), j.method, j.coverage[name]) for k, j in enumerate(judged) if name in j.coverage]
+        )
+        ax.set_title(f"coverage, {_shown(name)}")
     panels[0].set_ylabel("truths inside the interval, %")
-    _ecdf(panels[2], [(k, j, j.tarp.curve) for k, j in drawn if j.tarp is not None])
+    draw_ecdf(panels[2], [(_look(k, j), j.tarp.curve) for k, j in drawn if j.tarp is not None])
     panels[2].set(title="TARP", xlabel="credibility", ylabel="ECDF minus uniform")
     if not drawn:
         panels[2].set_axis_off()
-    for k, j in enumerate(judged):
-        if j.coverage:
-            look = _look(k, j)
-            panels[0].plot([], [], ms=4, lw=1.3, label=j.method, **look)
     if drawn:
         small = lower.subplots(1, len(outs), sharey=True)
         for ax, name in zip(small, outs, strict=True):
-            _ecdf(ax, [(k, j, j.uniformity[name]) for k, j in drawn if name in j.uniformity])
+            draw_ecdf(ax, [(_look(k, j), j.uniformity[name]) for k, j in drawn if name in j.uniformity])
             ax.set_title(f"ranks, {_shown(name)}", fontsize=9)
         small[0].set_ylabel("ECDF minus uniform")
         lower.supxlabel("rank of the truth among the samples, as a fraction", fontsize=9, color=PALETTE["muted"])
@@ -190,46 +189,61 @@ def _shown(name: str) -> str:
     return name.replace("-", "\N{EN DASH}")
 
 
-def _look(number: int, judged: Judged) -> dict[str, Any]:
+def _look(number: int, judged: Judged | None = None) -> dict[str, Any]:
     """Colour, marker and dash of a method, the same in every figure."""
-    if judged.low is None:
+    if judged is not None and judged.low is None:
         return {"color": LOOSE, "marker": "x", "ls": (0, (1, 1.5))}
     k = number % len(COLOURS)
     return {"color": COLOURS[k], "marker": MARKERS[k], "ls": DASHES[k]}
 
 
-def _coverage(ax: Axes, judged: Sequence[Judged], name: str) -> None:
-    """Measured against nominal coverage, in percent; intervals over cases."""
+def draw_coverage(ax: Axes, shown: Sequence[tuple[dict[str, Any], str, tuple[Coverage, ...]]]) -> None:
+    """Measured against nominal coverage, in percent, of (look, label, levels); intervals over cases."""
     ax.plot([40, 100], [40, 100], color=PALETTE["ink"], lw=0.8)
-    shown = [(k, j) for k, j in enumerate(judged) if name in j.coverage]
-    for place, (k, j) in enumerate(shown):
-        found: tuple[Coverage, ...] = j.coverage[name]
+    for place, (look, label, found) in enumerate(shown):
         values = 100 * np.array([[c.inside.value, c.inside.low, c.inside.high] for c in found])
         at = 100 * np.array([c.level for c in found]) + 0.4 * (place - (len(shown) - 1) / 2)
-        look = _look(k, j)
         bars = np.abs(np.nan_to_num(values[:, 1:] - values[:, :1])).T
         ax.errorbar(at, values[:, 0], bars, fmt=look["marker"], ms=4, elinewidth=1.1, color=look["color"])
-        ax.plot(at, values[:, 0], color=look["color"], ls=look["ls"], lw=1.1)
-    low = min([40.0, *(100 * c.inside.low for _, j in shown for c in j.coverage[name] if np.isfinite(c.inside.low))])
-    ax.set(xlim=(45, 100), ylim=(max(low - 3, 0), 102), title=f"coverage, {_shown(name)}", xlabel="nominal, %")
+        ax.plot(at, values[:, 0], color=look["color"], ls=look["ls"], lw=1.1, label=label)
+    low = min([40.0, *(100 * c.inside.low for *_, found in shown for c in found if np.isfinite(c.inside.low))])
+    ax.set(xlim=(45, 100), ylim=(max(low - 3, 0), 102), xlabel="nominal, %")
     ax.set_xticks([50, 80, 90, 95], ["50", "80", "90", "95"])
     _finish(ax, "both")
 
 
-def _ecdf(ax: Axes, tests: Sequence[tuple[int, Judged, Uniformity]]) -> None:
-    """ECDF minus the diagonal, with the band that all calibrated methods keep with 95 %."""
-    for place, (k, j, test) in enumerate(tests):
+def draw_ecdf(ax: Axes, tests: Sequence[tuple[dict[str, Any], Uniformity]]) -> None:
+    """ECDF minus the diagonal of (look, test), with the band that all calibrated methods keep with 95 %."""
+    for place, (look, test) in enumerate(tests):
         if place == 0:
             ax.fill_between(
                 np.r_[0, test.at, 1], np.r_[0, test.low - test.at, 0], np.r_[0, test.high - test.at, 0],
                 color=PALETTE["rule"], linewidth=0,
             )  # fmt: skip
-        look = _look(k, j)
         ax.plot(np.r_[0, test.at, 1], np.r_[0, test.ecdf - test.at, 0], color=look["color"], ls=look["ls"], lw=1.4)
     ax.axhline(0, color=PALETTE["muted"], lw=0.8)
     ax.set(xlim=(0, 1))
     ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     _finish(ax, "y")
+
+
+def single_figure(
+    covered: Mapping[str, tuple[Coverage, ...]], tests: Mapping[str, Uniformity], tarp: Uniformity
+) -> Figure:
+    """Coverage, ranks and TARP of one method by name of the quantity."""
+    with style(9.0):
+        figure = Figure(figsize=(9.2, 3.4), layout="constrained")
+        first, second, third = figure.subplots(1, 3)
+        draw_coverage(first, [(_look(k), name, found) for k, (name, found) in enumerate(covered.items())])
+        first.set(title="coverage", ylabel="truths inside the interval, %")
+        draw_ecdf(second, [(_look(k + 1), test) for k, test in enumerate(tests.values())])
+        second.set(title="ranks", xlabel="rank of the truth, as a fraction", ylabel="ECDF minus uniform")
+        draw_ecdf(third, [(_look(0), tarp)])
+        third.set(title="TARP", xlabel="credibility")
+        if covered:
+            first.legend(frameon=False, fontsize=7.5)
+        figure.supxlabel("Grey: 95 % of calibrated posteriors", fontsize=7.5, color=PALETTE["muted"])
+    return figure
 
 
 def _finish(ax: Axes, grid: Any) -> None:

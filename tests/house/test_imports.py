@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("lungwave.figures", "lungwave.figures_evaluation", "lungwave.overview", "lungwave.lungs"),
     ("lungwave.prior",),
     ("lungwave.report",),
-    ("lungwave.runs", "lungwave.comparison", "lungwave.generated", "lungwave.doctor"),
+    ("lungwave.runs", "lungwave.comparison", "lungwave.generated", "lungwave.calibrated", "lungwave.doctor"),
     ("lungwave.legacy",),
     ("lungwave.viewer",),
     (
