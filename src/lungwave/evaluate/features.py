@@ -6,10 +6,13 @@ photographs are not among them: an extractor must be shown to react to the defec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from scipy.fft import dct, dctn
 
@@ -76,12 +79,12 @@ def wavelet(maps: Float[np.ndarray, "n z x"]) -> Float[np.ndarray, "n d"]:
     one approximation, of which we take five quantiles and the means of both halves. A level exists along an axis while
     its support fits twice, so that an 8 x 256 strip goes on along x alone.
     """
-    return np.concatenate([np.concatenate(list(_levels(part)), 1) for part in _chunks(maps)])
+    return np.concatenate(_each(lambda part: np.concatenate(list(_levels(part)), 1), maps))
 
 
 def _levels(maps: np.ndarray) -> Iterator[np.ndarray]:
     smooth, step = maps.astype(np.float32), 1
-    yield _approximation(smooth)
+    yield _approximation(smooth, step)
     while True:
         deep, wide = (smooth.shape[axis] > step and maps.shape[axis] >= 4 * step for axis in (1, 2))
         if not deep and not wide:
@@ -93,8 +96,8 @@ def _levels(maps: np.ndarray) -> Iterator[np.ndarray]:
             details += _haar(high, 2, step) if wide else [high]
         for band in details:
             if band is not None:
-                yield _detail(band)
-        yield _approximation(smooth)
+                yield _detail(band, step)
+        yield _approximation(smooth, step)
         step *= 2
 
 
@@ -110,10 +113,16 @@ def _halves(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return maps[:, :middle], maps[:, -middle:]
 
 
-def _detail(band: np.ndarray) -> np.ndarray:
-    magnitude = np.abs(band.reshape(len(band), -1))
+def _detail(band: np.ndarray, step: int) -> np.ndarray:
+    magnitude = np.abs(_thinned(band, step))
     power = [np.square(part).mean((1, 2)) for part in (band, *_halves(band))]
     return _log_power(np.stack([*power, *np.square(np.quantile(magnitude, (0.5, 0.9), axis=1))], 1))
+
+
+def _thinned(band: np.ndarray, step: int) -> np.ndarray:
+    """Values [n, value] for quantiles; of many more than ``PIXELS``, one in ``step``, for those between are alike."""
+    stride = max(1, min(step, math.isqrt(band[0].size // PIXELS)))
+    return band[:, ::stride, ::stride].reshape(len(band), -1)
 
 
 def _log_power(power: np.ndarray) -> np.ndarray:
@@ -121,8 +130,8 @@ def _log_power(power: np.ndarray) -> np.ndarray:
     return np.log(power + POINT**2) / 2
 
 
-def _approximation(band: np.ndarray) -> np.ndarray:
-    values = np.quantile(band.reshape(len(band), -1), (0.05, 0.25, 0.5, 0.75, 0.95), axis=1)
+def _approximation(band: np.ndarray, step: int) -> np.ndarray:
+    values = np.quantile(_thinned(band, step), (0.05, 0.25, 0.5, 0.75, 0.95), axis=1)
     return np.stack([*values, *(part.mean((1, 2)) for part in _halves(band))], 1)
 
 
@@ -131,7 +140,7 @@ def spectrum(maps: Float[np.ndarray, "n z x"]) -> Float[np.ndarray, "n d"]:
 
     The cosine transform (DCT-II) needs no window: it mirrors the map at its edges, which are not periodic.
     """
-    return np.concatenate([_spectra(part) for part in _chunks(maps)])
+    return np.concatenate(_each(_spectra, maps))
 
 
 def _spectra(maps: np.ndarray) -> np.ndarray:
@@ -155,9 +164,10 @@ def _band_power(power: np.ndarray, frequency: np.ndarray) -> np.ndarray:
     return _log_power(np.stack(means, 1))
 
 
-def _chunks(maps: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(maps), CHUNK):
-        yield maps[start : start + CHUNK]
+def _each(function: Callable[[np.ndarray], np.ndarray], maps: np.ndarray) -> list[np.ndarray]:
+    """A function of every chunk, a thread a core: NumPy leaves the interpreter to others where it works."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        return list(threads.map(function, (maps[start : start + CHUNK] for start in range(0, len(maps), CHUNK))))
 
 
 Extractor = Callable[[Float[np.ndarray, "n z x"]], Float[np.ndarray, "n d"]]
