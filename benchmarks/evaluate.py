@@ -3,7 +3,8 @@
     python benchmarks/evaluate.py [--samples 1000] [--train 4500] [--held-out 1000] [--size 256] [--threads 2]
 
 Writes maps as OpenAI's scripts do (8-bit NPZ) into a temporary folder and runs every command as a user would, in a
-process of its own. The maps are smooth random fields with a fine texture; what they show does not matter here. Writes docs/results/evaluate_speed.md and .json.
+process of its own. The maps are smooth random fields with a fine texture; what they show does not matter here. Writes
+docs/results/evaluate_speed.md and .json.
 """
 
 from __future__ import annotations
