@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lungwave.posterior.linear import conformal_quantiles, fit_spread, ridge, ridge_by_groups, spread
+from lungwave.posterior.linear import conformal_quantiles, fit_spread, folds_of, ridge, ridge_by_groups, spread
 
 
 def test_vanishing_penalty_finds_the_truth_and_a_large_one_the_mean() -> None:
@@ -21,12 +21,17 @@ def test_left_out_groups_expose_what_copies_hide() -> None:
     rng = np.random.default_rng(1)
     x, y = rng.standard_normal((60, 50)), rng.uniform(size=(60, 1))
     copies, targets = np.repeat(x, 4, 0), np.repeat(y, 4, 0)
-    model, _, honest = ridge_by_groups(copies, targets, np.repeat(np.arange(60), 4))
-    _, _, leaky = ridge_by_groups(copies, targets, np.arange(240))
+    groups = np.repeat(np.arange(60), 4)
+    found = ridge_by_groups(copies, targets, groups)
+    leaky = ridge_by_groups(copies, targets, np.arange(240)).left_out
+    honest = found.left_out
     by_chance = np.abs(y - y.mean()).mean()
     assert np.abs(honest - targets).mean() > 0.9 * by_chance
     assert np.abs(leaky - targets).mean() < 0.6 * by_chance
-    assert model(x).shape == (60, 1)
+    assert found.whole(x).shape == (60, 1)
+    for k, model in enumerate(found.folds):
+        mine = folds_of(groups) == k
+        np.testing.assert_allclose(model(copies[mine]), honest[mine])
 
 
 def test_spread_follows_the_error_it_was_shown() -> None:

@@ -14,8 +14,9 @@ from lungwave.acoustics.probe import Recording
 from lungwave.config import preset
 from lungwave.data.generate import Case, generate, received, simulate_case
 from lungwave.posterior.echoes import EchoReader, channel_features, column_features, reader_of
+from lungwave.posterior.linear import FOLDS, Linear, folds_of
 from lungwave.posterior.reconstruct import reconstruct
-from lungwave.posterior.ridge import RidgeModel, fit, load_model, save_model
+from lungwave.posterior.ridge import Folds, RidgeModel, fit, load_model, save_model
 from lungwave.shipped import SHIPPED
 from lungwave.types import UsageError
 
@@ -147,8 +148,24 @@ def test_fit_is_deterministic_and_survives_its_files(tmp_path: Path) -> None:
     echoes = reader(received(case, config, simulator)[None])
     a, b = first.predict(echoes), loaded.predict(echoes)
     assert np.allclose(a.bands, b.bands, atol=1e-4) and np.allclose(a.bands_half, b.bands_half, rtol=1e-3)
+    assert first.folds is not None and loaded.folds is not None
+    assert len(first.folds.heads) == FOLDS and len(first.folds.base_id) == first.trained["fitted"]
+    depth = first.detector.detect(echoes)
+    whole, unknown = loaded.maps(echoes, depth), loaded.maps(echoes, depth, np.array([-1]))
+    parts = [loaded.maps(echoes, depth, np.array([k])) for k in range(FOLDS)]
+    assert np.array_equal(whole, unknown) and all(0 < np.abs(part - whole).mean() < 0.1 for part in parts)
+    assert np.allclose(parts[2], first.maps(echoes, depth, np.array([2])), atol=1e-4)
+    save_model(replace(first, folds=None), tmp_path / "alone", card="card", command="lungwave fit data", parents=[])
+    assert load_model(tmp_path / "alone").folds is None
     about = json.loads((tmp_path / "model" / "config.json").read_text())
     assert about["trained"]["cases"] == 120 and about["config_sha256"]
+
+
+def test_every_lung_is_unseen_by_one_head() -> None:
+    head = Linear(np.zeros((1, 1)), np.zeros(1), np.zeros(1), np.ones(1))
+    folds = Folds((head,) * FOLDS, np.array([3, 5, 6, 8, 11, 20, 21]))
+    assert folds.unseen(np.array([3, 21, 6, 11, 20, 4, 0, 99])).tolist() == [0, 1, 2, 4, 0, -1, -1, -1]
+    assert folds.unseen(folds.base_id).tolist() == folds_of(folds.base_id).tolist()
 
 
 def test_bad_training_sets_and_models_are_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from lungwave.acoustics.beamform import PixelGrid, demodulate, transmit_delay
 from lungwave.acoustics.probe import Scan
@@ -92,8 +92,16 @@ class Conditioner:
         events = [f"{part} of event {k}" for k in range(self.scan.transmits) for part in ("real", "imaginary")]
         return (*events, "log energy", "angular coherence", "aperture coherence", "pleura doubt", "in the record")
 
-    def read(self, rf: Frames, shift: Float[np.ndarray, " frame"] | None = None) -> Read:
-        """Images, traces and numbers; the detected pleura is moved down by ``shift`` [m] first."""
+    def read(
+        self,
+        rf: Frames,
+        shift: Float[np.ndarray, " frame"] | None = None,
+        unseen: Int[np.ndarray, " frame"] | None = None,
+    ) -> Read:
+        """Images, traces and numbers; the detected pleura is moved down by ``shift`` [m] first.
+
+        ``unseen`` says which head of the estimate answers, see ``RidgeModel.maps``.
+        """
         reader, scan = self.reader, self.scan
         images, power = reader.images(rf)
         echoes = reader.energies(rf, images, power)
@@ -113,7 +121,7 @@ class Conditioner:
         return Read(
             np.stack(found, 1).astype(np.float32), self._traces(rf, depth, echoes.reference),
             self._numbers(rf, depth, doubt), depth, doubt,
-            None if self.center is None else self.center.maps(echoes, depth).astype(np.float32),
+            None if self.center is None else self.center.maps(echoes, depth, unseen).astype(np.float32),
         )  # fmt: skip
 
     def __call__(

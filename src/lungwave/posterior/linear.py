@@ -49,21 +49,38 @@ def _path(x: np.ndarray, y: np.ndarray, penalties: tuple[float, ...]) -> Iterato
         yield Linear(np.linalg.solve(normal + penalty * np.eye(len(normal)), moment), bias, mean, scale)
 
 
+@dataclass(frozen=True)
+class Validated:
+    """A ridge model, and what its cross-validation left."""
+
+    whole: Linear
+    penalty: float
+    left_out: Float[np.ndarray, "row out"]  # predictions of every row by the model of its fold
+    folds: tuple[Linear, ...]  # each fitted without the groups of its fold, see ``folds_of``
+
+
+def folds_of(groups: Integer[np.ndarray, " row"]) -> Integer[np.ndarray, " row"]:
+    """Fold of every row: the groups in order take turns."""
+    return np.unique(groups, return_inverse=True)[1] % FOLDS
+
+
 def ridge_by_groups(
     x: Float[np.ndarray, "row feature"], y: Float[np.ndarray, "row out"], groups: Integer[np.ndarray, " row"]
-) -> tuple[Linear, float, Float[np.ndarray, "row out"]]:
-    """Ridge whose penalty has the least absolute error on left-out groups; that penalty; and the left-out predictions.
+) -> Validated:
+    """Ridge whose penalty has the least absolute error on left-out groups.
 
     Rows of one group (a base anatomy) never stand on both sides.
     """
-    fold = np.unique(groups, return_inverse=True)[1] % FOLDS
-    left_out = np.empty((len(PENALTIES), *y.shape))
+    fold = folds_of(groups)
+    left_out, models = np.empty((len(PENALTIES), *y.shape)), []
     for k in range(FOLDS):
         inside, outside = fold != k, fold == k
-        for i, model in enumerate(_path(x[inside], y[inside], PENALTIES)):
+        models.append(tuple(_path(x[inside], y[inside], PENALTIES)))
+        for i, model in enumerate(models[k]):
             left_out[i, outside] = model(x[outside])
     best = int(np.argmin(np.abs(left_out.clip(0, 1) - y).mean((1, 2))))
-    return ridge(x, y, PENALTIES[best]), PENALTIES[best], left_out[best]
+    whole = ridge(x, y, PENALTIES[best])
+    return Validated(whole, PENALTIES[best], left_out[best], tuple(path[best] for path in models))
 
 
 def fit_spread(

@@ -176,6 +176,9 @@ class PairSource:
             Conditioner(pairs.config, pairs.scan, detector, s, center) for s in self.disturbance.speeds
         ]
         self.usual = self.disturbance.speeds.index(1.0)
+        # Around an estimate that has seen these very lungs, the denoiser would trust it too much.
+        folds = None if center is None else center.folds
+        self.unseen = None if folds is None else folds.unseen(pairs.cases.base_id)
         self.symmetric = self.disturbance.flip and mirrored(pairs.scan)
         self._digest: str | None = None
         self._kept: dict[int, Condition] = {}
@@ -204,7 +207,7 @@ class PairSource:
         shift, speed, known = np.zeros(len(rows)), np.zeros(len(rows), int), np.ones(len(rows), np.float32)
         for k, generator in enumerate(draws.generators("echoes")):
             frames[k], maps[k], shift[k], speed[k], known[k] = self._disturbed(frames[k], maps[k], generator)
-        condition = self._read(frames, shift, speed)
+        condition = self._read(frames, shift, speed, self._unseen(rows))
         assert condition.image is not None and condition.vector is not None and condition.traces is not None
         keep = torch.from_numpy(known)
         return self._clean(maps), replace(
@@ -217,7 +220,9 @@ class PairSource:
         found = dict(self._kept)
         if len(new):
             frames = noisy(self.pairs, new, self.disturbance.snr_db, self.seed, "held out")
-            cond = scaled(self.conditioners[self.usual].read(frames), self.scales, self.scaling)
+            cond = scaled(
+                self.conditioners[self.usual].read(frames, unseen=self._unseen(new)), self.scales, self.scaling
+            )
             found |= {int(row): cond.take(slice(k, k + 1)) for k, row in enumerate(new)}
             self._kept = dict(list(found.items())[:KEPT])
         parts = [found[int(row)] for row in rows]
@@ -249,12 +254,16 @@ class PairSource:
         speed = int(generator.integers(len(how.speeds)))
         return rf, values, shift, speed, float(chance[4] >= how.drop)
 
-    def _read(self, frames: Frames, shift: np.ndarray, speed: np.ndarray) -> Condition:
+    def _unseen(self, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"] | None:
+        return None if self.unseen is None else self.unseen[rows]
+
+    def _read(self, frames: Frames, shift: np.ndarray, speed: np.ndarray, unseen: np.ndarray | None) -> Condition:
         """The condition of every frame, each by the conditioner of its speed."""
         parts: list[tuple[np.ndarray, Read]] = []
         for number in np.unique(speed):
             mine = np.flatnonzero(speed == number)
-            parts.append((mine, self.conditioners[number].read(frames[mine], shift[mine])))
+            heads = None if unseen is None else unseen[mine]
+            parts.append((mine, self.conditioners[number].read(frames[mine], shift[mine], heads)))
         return scaled(_together(parts), self.scales, self.scaling)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
@@ -36,6 +36,7 @@ from lungwave.posterior.linear import (
     additive,
     conformal_quantiles,
     fit_spread,
+    folds_of,
     ridge_by_groups,
     spread,
 )
@@ -45,6 +46,8 @@ from lungwave.repro import atomic_path, manifest, stream, write_json
 from lungwave.types import Frames, UsageError
 
 FORMAT = 1
+FOLDS = "folds.safetensors"  # beside the model: what a training around its maps needs, and nothing else
+HEAD = ("weight", "bias", "mean", "scale")  # arrays of a linear head
 ARRAYS = ("bands_quantile", "map_quantile", "center", "scale", "whiten")  # of the model, beside detector and heads
 LEAST_CASES = 100
 COLUMN_STEP = 4  # columns skipped in training the map head
@@ -66,6 +69,20 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Folds:
+    """Heads of the map that have each not seen a part of the lungs behind the whole model."""
+
+    heads: tuple[Linear, ...]
+    base_id: Integer[np.ndarray, " base"]  # that the whole model was fitted on, ascending
+
+    def unseen(self, base_id: Integer[np.ndarray, " case"]) -> Integer[np.ndarray, " case"]:
+        """Number of the head that has not seen each base anatomy; -1: neither has the whole model."""
+        order = folds_of(self.base_id)
+        place = np.searchsorted(self.base_id, base_id).clip(max=len(self.base_id) - 1)
+        return np.where(self.base_id[place] == base_id, order[place], -1)
+
+
+@dataclass(frozen=True)
 class RidgeModel:
     """Detector, two linear heads with their spreads and conformal quantiles, and what was seen in training."""
 
@@ -83,6 +100,7 @@ class RidgeModel:
     config: Config
     trained: dict[str, Any]
     command: str = ""  # that made it, of a stored model
+    folds: Folds | None = None
 
     @property
     def scan(self) -> Scan:
@@ -93,10 +111,25 @@ class RidgeModel:
         """Echo reader of a scan (the trained one by default) on the map's columns."""
         return reader_of(self.config, scan or self.scan)
 
-    def maps(self, echoes: Echoes, depth: Float[np.ndarray, "frame x"]) -> Float[np.ndarray, "frame z x"]:
-        """The map of every frame alone, clipped to 0-1, read below a pleura [m] that somebody else found."""
+    def maps(
+        self,
+        echoes: Echoes,
+        depth: Float[np.ndarray, "frame x"],
+        unseen: Integer[np.ndarray, " frame"] | None = None,
+    ) -> Float[np.ndarray, "frame z x"]:
+        """The map of every frame alone, clipped to 0-1, read below a pleura [m] that somebody else found.
+
+        ``unseen`` numbers the head for each frame as ``Folds.unseen`` does; by default the whole model answers.
+        """
         columns, features = features_below(echoes, depth)
-        return _as_maps(self.map(self._rows(columns, features)), columns).clip(0, 1)
+        rows = self._rows(columns, features)
+        found = _as_maps(self.map(rows), columns)
+        if unseen is not None and self.folds is not None:
+            for k, head in enumerate(self.folds.heads):
+                mine = np.flatnonzero(unseen == k)
+                if len(mine):
+                    found[mine] = _as_maps(head(rows), columns)[mine]
+        return found.clip(0, 1)
 
     def _rows(
         self, columns: Float[np.ndarray, "frame feature x"], features: Float[np.ndarray, "frame all"]
@@ -251,27 +284,27 @@ def _fit_heads(
     rows = additive((raw - center) / scale)
     standard = (features - center[count:]) / scale[count:]
     bent = additive(standard)
-    bands, penalty, left_out = ridge_by_groups(bent[inside], truth[inside], cases.base_id[inside])
-    bands_spread = fit_spread(bent[inside], left_out - truth[inside])
+    bands = ridge_by_groups(bent[inside], truth[inside], cases.base_id[inside])
+    bands_spread = fit_spread(bent[inside], bands.left_out - truth[inside])
     maps = cases.smooth[inside][:, :, every].transpose(0, 2, 1).reshape(len(rows), -1).astype(float)
     groups = np.repeat(cases.base_id[inside], len(rows) // int(inside.sum()))
-    head, map_penalty, map_left_out = ridge_by_groups(rows, maps, groups)
-    head_spread = fit_spread(rows, map_left_out - maps)
+    head = ridge_by_groups(rows, maps, groups)
+    head_spread = fit_spread(rows, head.left_out - maps)
     values, vectors = np.linalg.eigh(np.cov(standard[inside].T))
     whiten = vectors / np.sqrt(values + NOVELTY_FLOOR)
     # Intervals: cases that neither head has seen (the pleura detector has, see ``fit``).
     held = bent[outside]
-    scores = np.abs(bands(held).clip(0, 1) - truth[outside]) / spread(bands_spread, held)
+    scores = np.abs(bands.whole(held).clip(0, 1) - truth[outside]) / spread(bands_spread, held)
     held_rows = additive((local_rows(columns[outside].astype(float), features[outside], every) - center) / scale)
     held_maps = cases.smooth[outside][:, :, every].transpose(0, 2, 1).reshape(len(held_rows), -1)
-    map_scores = np.abs(head(held_rows).clip(0, 1) - held_maps) / spread(head_spread, held_rows)
+    map_scores = np.abs(head.whole(held_rows).clip(0, 1) - held_maps) / spread(head_spread, held_rows)
     distance = np.linalg.norm(standard[outside] @ whiten, axis=1)
     return RidgeModel(
         detector,
-        bands,
+        bands.whole,
         bands_spread,
         conformal_quantiles(scores),
-        head,
+        head.whole,
         head_spread,
         conformal_quantiles(map_scores),
         center,
@@ -284,24 +317,45 @@ def _fit_heads(
             "cases": len(np.unique(cases.index)),
             "fitted": int(inside.sum()),
             "calibrated": int(outside.sum()),
-            "penalty": penalty,
-            "map_penalty": map_penalty,
+            "penalty": bands.penalty,
+            "map_penalty": head.penalty,
         },
+        folds=Folds(head.folds, np.unique(cases.base_id[inside])),
     )
 
 
 def _arrays(model: RidgeModel) -> dict[str, np.ndarray]:
     found = {f"detector.{name}": getattr(model.detector, name) for name in ("weight", "mean", "scale")}
     for head in ("bands", "bands_spread", "map", "map_spread"):
-        found |= {f"{head}.{name}": getattr(getattr(model, head), name) for name in ("weight", "bias", "mean", "scale")}
+        found |= {f"{head}.{name}": getattr(getattr(model, head), name) for name in HEAD}
     found |= {name: getattr(model, name) for name in ARRAYS}
     return {name: np.ascontiguousarray(value, np.float64) for name, value in found.items()}
 
 
+def _fold_arrays(folds: Folds) -> dict[str, np.ndarray]:
+    found = {
+        f"map.{k}.{name}": np.ascontiguousarray(getattr(head, name), np.float32)
+        for k, head in enumerate(folds.heads)
+        for name in HEAD
+    }
+    return found | {"base_id": np.ascontiguousarray(folds.base_id, np.int64)}
+
+
+def _read_folds(path: Path) -> Folds | None:
+    if not path.is_file():
+        return None
+    arrays = load_file(path)
+    heads = (Linear(*(arrays[f"map.{k}.{name}"].astype(np.float64) for name in HEAD)) for k in range(len(arrays) // 4))
+    return Folds(tuple(heads), arrays["base_id"])
+
+
 def save_model(model: RidgeModel, folder: Path, card: str, command: str, parents: list[Path]) -> None:
-    """Write model.safetensors, config.json and README.md (the card) into ``folder``."""
+    """Write model.safetensors, config.json and README.md (the card) into ``folder``, and the folds if there are any."""
     with atomic_path(folder / "model.safetensors") as temporary:
         temporary.write_bytes(save(_arrays(model)))
+    if model.folds is not None:
+        with atomic_path(folder / FOLDS) as temporary:
+            temporary.write_bytes(save(_fold_arrays(model.folds)))
     about = {
         "format": FORMAT,
         "kind": "ridge",
@@ -329,7 +383,7 @@ def load_model(folder: Path) -> RidgeModel:
             )
 
         def head(name: str) -> Linear:
-            return Linear(*(arrays[f"{name}.{part}"] for part in ("weight", "bias", "mean", "scale")))
+            return Linear(*(arrays[f"{name}.{part}"] for part in HEAD))
 
         shallowest, deepest = about["search"]
         weight, mean, scale = (arrays[f"detector.{part}"] for part in ("weight", "mean", "scale"))
@@ -349,6 +403,7 @@ def load_model(folder: Path) -> RidgeModel:
             Config().override(about["config"]),
             about["trained"],
             str(about["command"]),
+            _read_folds(folder / FOLDS),
         )
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise UsageError(f"{folder} is not a complete model folder ({error}); fit one with 'lungwave fit'") from None

@@ -115,7 +115,7 @@ def ingredients(pairs: Pairs, plan: Posterior) -> Ingredients:
         CategoryReadout.fit(maps, kept.cases.category),
         Novelty(np.zeros(1), np.ones(1), np.eye(1), 1.0),
         maps.std(0),
-        center,
+        None if center is None else replace(center, folds=None),
         kept.config,
         {},
     )
