@@ -48,20 +48,25 @@ priors: $(VENV)/.core
 	$(BIN)/python benchmarks/sample.py src/lungwave/assets/models/prior-tiny data/maps_tiny_test.npz --count 300 \
 	  --report-count 64 --rows "100 steps" Heun DPM UniPC
 
-# The shipped posterior, and its tests on lungs of other seeds: about four hours on two cores.
-ECHOES := --echoes --paths images --center ridge-tiny --init prior-tiny --levels 2 --held-out 0.05 --channels 32 \
-	--mult 1 2 2 --blocks 1 --heads 2 --attention 1 2 --patch 4 4 --dropout 0.05 --p-mean 0 --p-std 1.8 --lr 0.0015 \
-	--batch 16 --warmup 3000 --decay-images 15000 --storage float16
+# The shipped posterior, its baselines of equal size and time, and its tests on lungs of other seeds: about four hours on
+# two cores.
+NET := --echoes --held-out 0.05 --channels 32 --mult 1 2 2 --blocks 1 --heads 2 --attention 1 2 --patch 4 4 --lr 0.0015 \
+	--batch 16 --warmup 3000 --decay-images 15000 --storage float16 --check-images 5000
+ECHOES := $(NET) --paths images --center data/ridge --init prior-tiny --levels 2 --dropout 0.1 --p-mean 0 --p-std 1.8
+MODELS := --model posterior-tiny --model data/ridge --model data/unet --model data/fno
 posterior: export OMP_NUM_THREADS = 1
 posterior: $(VENV)/.core
 	$(BIN)/lungwave generate --preset tiny --seed 1 --cases 0:6000 --out data/cases
-	$(BIN)/lungwave train data/cases --out data/posterior $(ECHOES) --images 30048
+	$(BIN)/lungwave fit data/cases --out data/ridge
+	$(BIN)/lungwave train data/cases $(ECHOES) --images 30048 --out data/posterior
 	rm -rf src/lungwave/assets/models/posterior-tiny
 	cp -r data/posterior/model src/lungwave/assets/models/posterior-tiny
+	$(BIN)/lungwave train data/cases $(NET) --method unet --paths images --dropout 0.05 --images 30048 --out data/unet
+	$(BIN)/lungwave train data/cases $(NET) --method fno --dropout 0.05 --images 30048 --minutes 27 --out data/fno
 	$(BIN)/lungwave generate --preset tiny --seed 2 --cases 0:300 --out data/test
-	$(BIN)/lungwave evaluate reconstruction data/test --model posterior-tiny --model ridge-tiny --out data/judged
+	$(BIN)/lungwave evaluate reconstruction data/test $(MODELS) --out data/judged
 	$(BIN)/python benchmarks/reconstruct.py src/lungwave/assets/models/posterior-tiny data/test
-	$(BIN)/python benchmarks/transfer.py --model posterior-tiny --model ridge-tiny
+	$(BIN)/python benchmarks/transfer.py $(MODELS)
 
 clean:
 	rm -rf $(VENV) $(OUT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
