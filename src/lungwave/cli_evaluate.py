@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lungwave.cli_learn import command_of
 from lungwave.cli_options import Planned, Positional, Repeated, parse_cases
@@ -14,6 +14,7 @@ from lungwave.types import UsageError
 if TYPE_CHECKING:
     from lungwave.calibrated import Posteriors
     from lungwave.comparison import Comparison
+    from lungwave.evaluate.networks import NetworkFeatures
     from lungwave.generated import Sets
 
 UNSAID = ("data", "model", "out", "json", "quiet", "dry_run")  # options that stand elsewhere or decide nothing
@@ -106,17 +107,35 @@ class Generative(Generated):
 
     reference: Path
     """Real maps; best of other lungs than the training's."""
+    network: Literal["inception", "dinov2"] | None = None
+    """Features of this network as well, whose weights you have."""
+    weights: Path | None = None
+    """Its state dict: pytorch-fid's pt_inception-2015-12-05-6726825d.pth, or a DINOv2 checkpoint."""
+    sha256: str | None = None
+    """What the SHA-256 of that file begins with; checked."""
 
     def plan(self) -> dict[str, Any]:
         """What would be compared."""
-        return self._planned(self._read(self.reference))
+        planned = self._planned(self._read(self.reference))
+        extractor = self._extractor
+        return {**planned, **({} if extractor is None else {"network": extractor.name, "sha256": extractor.sha256})}
 
     def work(self) -> dict[str, Any]:
         """Compare and write."""
-        sets = self._read(self.reference)
+        sets, extractor = self._read(self.reference), self._extractor
         from lungwave.generated import judge_generated
 
-        return judge_generated(sets, self.out, self._command("generative"), self.seed)
+        return judge_generated(sets, self.out, self._command("generative"), self.seed, extractor)
+
+    @property
+    def _extractor(self) -> NetworkFeatures | None:
+        if (self.network is None) != (self.weights is None) or (self.sha256 and self.weights is None):
+            raise UsageError("--network and --weights go together: the kind of network, and the file of its weights")
+        if self.network is None or self.weights is None:
+            return None
+        from lungwave.evaluate.networks import network_features
+
+        return network_features(self.network, self.weights, self.sha256)
 
 
 @dataclass(frozen=True, kw_only=True)

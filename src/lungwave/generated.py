@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from lungwave.data.mapset import MapSet, read_maps
 from lungwave.evaluate.cases import to_json
 from lungwave.evaluate.copying import RATIO, Suspicion, suspected
-from lungwave.evaluate.generative import compare, extracted, table_lines
+from lungwave.evaluate.generative import Featured, compare, extracted, table_lines
 from lungwave.evaluate.manifold import diversity, overlap, vendi
 from lungwave.evaluate.memorisation import SHIFT, Memorisation, memorisation
+from lungwave.evaluate.networks import NetworkFeatures
 from lungwave.figures import PALETTE, style
 from lungwave.figures_evaluation import COLOURS, LOOSE
 from lungwave.page import write_page
@@ -79,10 +80,17 @@ def _shuffled(maps: MapSet, seed: int) -> Float[np.ndarray, "n z x"]:
     return maps.fraction()[stream(seed, "shuffle").permutation(len(maps)), 0]
 
 
-def judge_generated(sets: Sets, out: Path, command: str, seed: int = 0) -> dict[str, Any]:
-    """Distances with their floors, overlap, diversity, statistics of lungs: generative.md, .json and samples.png."""
+def judge_generated(
+    sets: Sets, out: Path, command: str, seed: int = 0, network: NetworkFeatures | None = None
+) -> dict[str, Any]:
+    """Distances with their floors, overlap, diversity, statistics of lungs: generative.md, .json and samples.png.
+
+    ``network`` adds its features, raw, to those that need no weights.
+    """
     ours, seen, real = (_shuffled(part, k) for k, part in enumerate((sets.samples, sets.train, sets.held_out)))
     features = extracted(ours, seen, real)
+    if network is not None:
+        features[network.name] = Featured(*(network(maps) for maps in (ours, seen, real)))
     found = compare(ours, seen, real, features, seed)
     found["overlap"], found["diversity"] = {}, {}
     size = min(len(ours), len(real), VENDI)
@@ -93,7 +101,16 @@ def judge_generated(sets: Sets, out: Path, command: str, seed: int = 0) -> dict[
             "samples": vendi(part.samples[:size]), "held out": vendi(part.held_out[:size]),
         }  # fmt: skip
     found["diversity"]["MS-SSIM of pairs"] = {"samples": diversity(ours, seed), "held out": diversity(real, seed)}
-    text = _generative_text(found, command, sets.notes, size)
+    notes = sets.notes
+    if network is not None:
+        found["network"] = {
+            "name": network.name,
+            "sha256": network.sha256,
+            "size": list(network.size(sets.samples.size)),
+        }
+        z, x = found["network"]["size"]
+        notes = (*notes, f"{network.name}: weights {network.sha256[:16]}, maps scaled to {z} x {x}")
+    text = _generative_text(found, command, notes, size)
     save_grid(np.clip(ours[:SHOWN], 0, 1), out / "samples.png", f"{min(len(ours), SHOWN)} samples")
     save_grid(np.clip(real[:SHOWN], 0, 1), out / "held_out.png", f"{min(len(real), SHOWN)} real maps")
     _write(out, "generative", text, {"results": found}, sets, command, seed)
