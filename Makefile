@@ -22,6 +22,7 @@ lint: $(VENV)/.dev
 model: $(VENV)/.core
 	$(BIN)/lungwave generate --preset tiny --seed 1 --cases 0:4000 --out data/train
 	$(BIN)/lungwave fit data/train --out src/lungwave/assets/models/ridge-tiny
+	rm src/lungwave/assets/models/ridge-tiny/folds.safetensors
 	$(BIN)/lungwave generate --preset tiny --seed 2 --cases 0:600 --out data/test
 	$(BIN)/python benchmarks/ridge.py data/test
 

@@ -16,10 +16,11 @@ from lungwave.evaluate.calibration import uniformity as uniformity_of
 from lungwave.evaluate.cases import Measured, mean_over_cases, to_json
 from lungwave.evaluate.scores import crps_fair, energy_score_fair, reduced_chi2, spread_skill
 from lungwave.evaluate.stein import stein_discrepancy
+from lungwave.evaluate.tables import said
 from lungwave.figures_evaluation import single_figure
-from lungwave.page import write_page
+from lungwave.page import save_table
 from lungwave.prior.pictures import save_figure
-from lungwave.repro import atomic_path, manifest, write_json
+from lungwave.repro import manifest, write_json
 from lungwave.types import RESEARCH_USE, UsageError
 
 MEAN = "mean of the field"
@@ -118,9 +119,7 @@ def judge_calibration(p: Posteriors, source: Path, out: Path, command: str, seed
     found = calibration(p, seed)
     out.mkdir(parents=True, exist_ok=True)
     save_figure(single_figure(found.coverage, found.uniformity, found.tarp.curve), out / "calibration.png")
-    with atomic_path(out / "calibration.md") as temporary:
-        temporary.write_text(_text(found, command), encoding="utf-8")
-    write_page(out / "calibration.md")
+    save_table(out / "calibration.md", _text(found, command))
     about = manifest(json.dumps({"command": command}), seed, (source,), command=command)
     write_json(out / "calibration.json", {"results": to_json(found), "notice": RESEARCH_USE, **about})
     return {
@@ -135,7 +134,7 @@ def judge_calibration(p: Posteriors, source: Path, out: Path, command: str, seed
 
 def _text(found: Calibration, command: str) -> str:
     def cell(m: Measured) -> str:
-        return f"{m.value:.4g} ({m.low:.4g} to {m.high:.4g})"
+        return said(m, ".4g")
 
     def verdict(test: Uniformity) -> str:
         return f"{'inside' if test.inside else '**outside**'} | {test.p:.2g} | {test.deviation:.3f}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lungwave.cli_learn import command_of
-from lungwave.cli_options import Planned, Positional, Repeated, parse_cases
+from lungwave.cli_options import Planned, Positional, Repeated, check_seed, parse_cases
 from lungwave.cli_verbs import output_folder
 from lungwave.types import UsageError
 
@@ -18,12 +18,6 @@ if TYPE_CHECKING:
     from lungwave.generated import Sets
 
 UNSAID = ("data", "model", "out", "json", "quiet", "dry_run")  # options that stand elsewhere or decide nothing
-
-
-def check_seed(seed: int) -> None:
-    """UsageError for a negative one."""
-    if seed < 0:
-        raise UsageError(f"--seed {seed} is negative; give 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

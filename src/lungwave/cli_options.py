@@ -172,6 +172,12 @@ def one_line(box: str) -> str:
     return said[:1].lower() + said[1:] + (f"; did you mean '{suggestions[0].split()[0]}'?" if suggestions else "")
 
 
+def check_seed(seed: int) -> None:
+    """UsageError for a negative one."""
+    if seed < 0:
+        raise UsageError(f"--seed {seed} is negative; give 0 or more")
+
+
 def show(result: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:
     """Print a result for a machine (``as_json``) or a person, always with the notice."""
     if as_json:

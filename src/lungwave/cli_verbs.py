@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lungwave.cli_options import Configured, Options, Planned, Positional, parse_cases, show
+from lungwave.cli_options import Configured, Options, Planned, Positional, check_seed, parse_cases, show
 from lungwave.types import RESEARCH_USE, LungwaveError, UsageError
 
 
@@ -63,8 +63,8 @@ class Demo(Planned):
 
     @property
     def _seed(self) -> int:
-        if self.seed is not None and self.seed < 0:
-            raise UsageError(f"--seed {self.seed} is negative; give 0 or more")
+        if self.seed is not None:
+            check_seed(self.seed)
         from lungwave import runs
 
         return runs.DEMO_SEED if self.seed is None else self.seed

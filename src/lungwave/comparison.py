@@ -33,7 +33,7 @@ from lungwave.evaluate.reconstruction import (
 )
 from lungwave.evaluate.tables import NOTES, markdown, rows
 from lungwave.figures_evaluation import save_pictures
-from lungwave.page import write_page
+from lungwave.page import save_table
 from lungwave.posterior.pairs import Pairs, noisy
 from lungwave.progress import Progress
 from lungwave.repro import atomic_path, manifest, write_json
@@ -215,10 +215,9 @@ def _write(
         "notice": RESEARCH_USE,
         **manifest(pairs.config.to_json(), comparison.seed, (comparison.cases / "config.json",), command=command),
     }
-    for name, content in (("reconstruction.md", text), ("reconstruction.csv", rows(levels, improved))):
-        with atomic_path(comparison.out / name) as temporary:
-            temporary.write_text(content, encoding="utf-8")
-    write_page(comparison.out / "reconstruction.md")
+    save_table(comparison.out / "reconstruction.md", text)
+    with atomic_path(comparison.out / "reconstruction.csv") as temporary:
+        temporary.write_text(rows(levels, improved), encoding="utf-8")
     write_json(comparison.out / "reconstruction.json", about)
 
 

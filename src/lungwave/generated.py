@@ -21,9 +21,9 @@ from lungwave.evaluate.memorisation import SHIFT, Memorisation, memorisation
 from lungwave.evaluate.networks import NetworkFeatures
 from lungwave.figures import PALETTE, style
 from lungwave.figures_evaluation import COLOURS, LOOSE
-from lungwave.page import write_page
+from lungwave.page import save_table
 from lungwave.prior.pictures import save_figure, save_grid
-from lungwave.repro import atomic_path, manifest, stream, write_json
+from lungwave.repro import manifest, stream, write_json
 from lungwave.types import RESEARCH_USE, UsageError
 
 VENDI = 1000  # most maps of a Vendi score
@@ -192,8 +192,8 @@ def judge_memorisation(sets: Sets, out: Path, command: str, shifts: int = SHIFT,
     _distance_figure(found, labels, out / "distances.png")
     _gallery(found, ours, seen, out / "nearest.png")
     text = _memorisation_text(found, spaces, by_category, sets, command, shifts)
-    results = {"results": found.summary(), "spaces": to_json(spaces), "categories": by_category}
-    _write(out, "memorisation", text, results, sets, command, seed)
+    results = {"results": found.summary(), "spaces": spaces, "categories": by_category}
+    _write(out, "memorisation", text, to_json(results), sets, command, seed)
     files = {"table": str(out / "memorisation.md"), "page": str(out / "memorisation.html")}
     return {**found.summary(), "categories": by_category, **files}
 
@@ -249,8 +249,8 @@ def _memorisation_text(
     shifts: int,
 ) -> str:
     number, said = found.summary(), found.said
-    least = min(min(s.p, s.copying_p) for s in spaces.values() if np.isfinite(s.copying_p)) * 2 * len(spaces)
-    verdict = "copies are among them" if least < 0.01 else "no sign of copies"
+    tests = [p for s in spaces.values() for p in (s.p, s.copying_p) if np.isfinite(p)]
+    verdict = "copies are among them" if len(tests) * min(tests) < 0.01 else "no sign of copies"
     lines = [
         "# Are samples copies of the training?",
         "",
@@ -293,9 +293,7 @@ def _memorisation_text(
 def _write(
     out: Path, name: str, text: str, found: dict[str, Any], sets: Sets, command: str, seed: int
 ) -> None:  # fmt: skip
-    with atomic_path(out / f"{name}.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    write_page(out / f"{name}.md")
+    save_table(out / f"{name}.md", text)
     digests = {key: getattr(sets, key).digest for key in ("samples", "train", "held_out")}
     about = manifest(json.dumps({"command": command}), seed, command=command, maps=digests)
     write_json(out / f"{name}.json", {**found, **about})

@@ -16,6 +16,13 @@ from lungwave.repro import atomic_path
 PICTURE = re.compile(r'(<img src=")([^":]+\.png)(")')
 
 
+def save_table(markdown: Path, text: str) -> None:
+    """Write ``NAME.md``, and the page beside it; the pictures that it shows must be there."""
+    with atomic_path(markdown) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    write_page(markdown)
+
+
 def write_page(markdown: Path) -> Path:
     """``NAME.html`` beside ``NAME.md``, with the PNGs that it shows inside; HTML in the text is shown, not obeyed."""
     text = markdown.read_text(encoding="utf-8")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,6 +29,22 @@ def lungwave(tmp_path: Path) -> Command:
             timeout=timeout,
             check=False,
         )
+
+    return run
+
+
+@pytest.fixture
+def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., dict]:
+    """Run words in ``tmp_path``, in this process; return what they say as JSON, or the line of their error."""
+    from lungwave.cli import main  # after pytest has set its annotation checks up
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(words: str, code: int = 0) -> dict:
+        returned = main([*shlex.split(words), "--json", "--quiet"])
+        out, err = capfd.readouterr()
+        assert returned == code, err
+        return json.loads(out) if code == 0 else {"error": err.splitlines()[-1]}
 
     return run
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lungwave.cli import main
 from lungwave.evaluate.stein import stein_discrepancy
 from lungwave.repro import stream
 from lungwave.types import UsageError
@@ -32,24 +30,11 @@ def conjugate(entries: int, narrow: float = 1.0) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., dict]:
-    monkeypatch.chdir(tmp_path)
-
-    def run(words: str, code: int = 0) -> dict:
-        returned = main([*shlex.split(words), "--json", "--quiet"])
-        out, err = capfd.readouterr()
-        assert returned == code, err
-        return json.loads(out) if code == 0 else {"error": err.splitlines()[-1]}
-
-    return run
-
-
 @pytest.mark.parametrize("entries", [7, 20])
-def test_an_exact_posterior_passes_every_test(run: Callable[..., dict], tmp_path: Path, entries: int) -> None:
+def test_an_exact_posterior_passes_every_test(answers: Callable[..., dict], tmp_path: Path, entries: int) -> None:
     np.savez("exact.npz", **conjugate(entries))
-    assert run("evaluate calibration exact.npz --dry-run")["cases"] == CASES
-    found = run("evaluate calibration exact.npz")
+    assert answers("evaluate calibration exact.npz --dry-run")["cases"] == CASES
+    found = answers("evaluate calibration exact.npz")
     assert all(found["ranks_inside"].values()) and found["tarp_inside"]
     assert len(found["ranks_inside"]) == (8 if entries == 7 else 1)
     for inside in found["inside_90"].values():
@@ -62,9 +47,9 @@ def test_an_exact_posterior_passes_every_test(run: Callable[..., dict], tmp_path
     assert ("not independent" in (out / "calibration.md").read_text()) == (entries == 20)
 
 
-def test_an_overconfident_posterior_is_caught(run: Callable[..., dict], tmp_path: Path) -> None:
+def test_an_overconfident_posterior_is_caught(answers: Callable[..., dict], tmp_path: Path) -> None:
     np.savez("narrow.npz", **conjugate(3, 0.6))
-    found = run("evaluate calibration narrow.npz --out judged")
+    found = answers("evaluate calibration narrow.npz --out judged")
     assert not any(found["ranks_inside"].values()) and not found["tarp_inside"]
     assert max(found["inside_90"].values()) < 0.8
     assert "**outside**" in (tmp_path / "judged/calibration.md").read_text()
@@ -114,10 +99,10 @@ def test_the_stein_discrepancy_is_the_sum_over_pairs() -> None:
         ({"samples": np.zeros((3, 4)), "truth": np.ones(3), "residual": np.ones((3, 2))}, "go together"),
     ],
 )
-def test_bad_input_is_one_line(run: Callable[..., dict], tmp_path: Path, arrays: dict, said: str) -> None:
+def test_bad_input_is_one_line(answers: Callable[..., dict], tmp_path: Path, arrays: dict, said: str) -> None:
     np.savez("bad.npz", **arrays)
-    assert said in run("evaluate calibration bad.npz", code=2)["error"]
+    assert said in answers("evaluate calibration bad.npz", code=2)["error"]
     assert not (tmp_path / "lungwave-calibration").exists()
-    assert "does not exist" in run("evaluate calibration gone.npz", code=2)["error"]
+    assert "does not exist" in answers("evaluate calibration gone.npz", code=2)["error"]
     Path("damaged.npz").write_bytes(b"PK\x03\x04 no")
-    assert "no NPZ of numbers" in run("evaluate calibration damaged.npz", code=2)["error"]
+    assert "no NPZ of numbers" in answers("evaluate calibration damaged.npz", code=2)["error"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from lungwave.cli import main
 from lungwave.data.maps import save_npz, save_png
 
 
@@ -23,9 +21,8 @@ def lungs(count: int, seed: int, size: tuple[int, int] = (12, 24), spread: float
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., dict]:
+def run(tmp_path: Path, answers: Callable[..., dict]) -> Callable[..., dict]:
     """Commands in a folder with maps of three sets."""
-    monkeypatch.chdir(tmp_path)
     train, held, fresh = lungs(160, 0), lungs(120, 1), lungs(60, 2)
     copies = fresh.copy()
     copies[:12] = train[:12, :, ::-1]
@@ -33,14 +30,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         save_npz(tmp_path / f"{name}.npz", maps=maps)
     save_npz(tmp_path / "other.npz", maps=lungs(60, 3, (8, 24)))
     save_npz(tmp_path / "narrow.npz", maps=0.5 + 0.3 * (fresh - 0.5))
-
-    def run(words: str, code: int = 0) -> dict:
-        returned = main([*shlex.split(words), "--json", "--quiet"])
-        out, err = capfd.readouterr()
-        assert returned == code, err
-        return json.loads(out) if code == 0 else {"error": err.splitlines()[-1]}
-
-    return run
+    return answers
 
 
 def test_fresh_maps_are_near_real_ones_and_narrow_ones_are_not(run: Callable[..., dict], tmp_path: Path) -> None:
@@ -71,6 +61,19 @@ def test_planted_copies_are_found_and_fresh_maps_are_not_accused(run: Callable[.
     free = run("evaluate memorisation fresh.npz --train train.npz --held-out held.npz --out free")
     assert free["p"] > 0.01 and "no sign of copies" in (tmp_path / "free/memorisation.md").read_text()
     assert {"distances.png", "nearest.png", "memorisation.json"} <= {p.name for p in (tmp_path / "free").iterdir()}
+
+
+def test_samples_that_are_nowhere_near_real_maps_are_judged_all_the_same(
+    run: Callable[..., dict], tmp_path: Path
+) -> None:
+    """No cell of the training holds both, so the data-copying test has nothing to compare; the rest has."""
+    dark, light = 0.05 * lungs(100, 7), 0.9 + 0.05 * lungs(100, 8)
+    save_npz(tmp_path / "both.npz", maps=np.concatenate([dark, light]))
+    save_npz(tmp_path / "dark.npz", maps=0.05 * lungs(60, 9))
+    save_npz(tmp_path / "light.npz", maps=0.9 + 0.05 * lungs(60, 10))
+    found = run("evaluate memorisation dark.npz --train both.npz --held-out light.npz --out apart")
+    assert found["copying"] is None and 0 <= found["p"] <= 1
+    assert json.loads((tmp_path / "apart/memorisation.json").read_text())["results"]["copying_p"] is None
 
 
 def test_categories_come_from_names(run: Callable[..., dict], tmp_path: Path) -> None:

@@ -38,13 +38,13 @@ class Suspicion:
     copying_p: float  # chance of one at most as large among fresh real maps
 
 
-def threshold(held_out: Float[np.ndarray, " m"]) -> tuple[float, int]:
+def _threshold(held_out: Float[np.ndarray, " m"]) -> tuple[float, int]:
     """The 1st percentile of held-out distances as an order statistic, and its order (1 for fewer than 100 maps)."""
     order = max(1, int(SHARE * (len(held_out) + 1)))
     return float(np.sort(held_out)[order - 1]), order
 
 
-def chance(suspects: int, samples: int, order: int, held_out: int) -> float:
+def _chance(suspects: int, samples: int, order: int, held_out: int) -> float:
     """Chance of at least as many suspects among fresh maps: beta-binomial, because one held-out set judges them all."""
     return float(betabinom.sf(suspects - 1, samples, order, held_out + 1 - order))
 
@@ -55,14 +55,14 @@ def suspicion(
     cells: tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]],
 ) -> Suspicion:
     """All questions of the nearest and second nearest distances of both sets, and the cell that each map is in."""
-    limit, order = threshold(held_out[:, 0])
+    limit, order = _threshold(held_out[:, 0])
     suspects = int((samples[:, 0] < limit).sum())
     statistic, p = data_copying(samples[:, 0], held_out[:, 0], *cells)
     return Suspicion(
         threshold=limit,
         share=suspects / len(samples),
         expected=order / (len(held_out) + 1),
-        p=chance(suspects, len(samples), order, len(held_out)),
+        p=_chance(suspects, len(samples), order, len(held_out)),
         ratio=_ratio(samples),
         held_out_ratio=_ratio(held_out),
         copying=statistic,
@@ -142,7 +142,6 @@ def suspected(
     seed: int = 0,
 ) -> Suspicion:
     """``suspicion`` of features: held-out maps must come from other lungs than the training's."""
-    sets = tuple(np.asarray(part, np.float64) for part in (samples, train, held_out))
-    ours, seen, real = sets
+    ours, seen, real = (np.asarray(part, np.float64) for part in (samples, train, held_out))
     mine, theirs = cells_of(seen, ours, real, seed=seed)
     return suspicion(nearest_two(ours, seen), nearest_two(real, seen), (mine, theirs))

@@ -80,15 +80,15 @@ def _sections(levels: Sequence[Sequence[Judged]], improved: Sequence[Improvement
     every = [j for judged in levels for j in judged]
     outs = every[0].outs
     yield "## Percent aeration: mean absolute error\n\n" + _table(
-        [*outs, f"{outs[-1]}, median"], [(j, [_said(j.scores.get(k)) for k in (*outs, MEDIAN_WHOLE)]) for j in every]
+        [*outs, f"{outs[-1]}, median"], [(j, [said(j.scores.get(k)) for k in (*outs, MEDIAN_WHOLE)]) for j in every]
     )
     shown = (MAP, TOP, MEDIAN_MAP, SSIM, CRPS_MAP, CRPS_WHOLE)
     yield "## Maps: mean absolute error, similarity, proper scores\n\n" + _table(
         [*shown, "unlike the training"],
-        [(j, [*(_said(j.scores.get(k)) for k in shown), _share(j)]) for j in every],
+        [(j, [*(said(j.scores.get(k)) for k in shown), _share(j)]) for j in every],
     )
     covered = [
-        (j, [name, *(_said({c.level: c.inside for c in j.coverage[name]}.get(level)) for level in LEVELS)])
+        (j, [name, *(said({c.level: c.inside for c in j.coverage[name]}.get(level)) for level in LEVELS)])
         for j in every
         for name in (PIXEL, *outs)
         if j.coverage
@@ -101,13 +101,13 @@ def _sections(levels: Sequence[Sequence[Judged]], improved: Sequence[Improvement
             [*outs, "TARP"], [(j, [_verdict(j.uniformity.get(k)) for k in outs] + [_tarp(j)]) for j in drawn]
         )
         yield "## Spread over error\n\n" + _table(
-            list(drawn[0].spread_skill), [(j, [_said(v) for v in j.spread_skill.values()]) for j in drawn]
+            list(drawn[0].spread_skill), [(j, [said(v) for v in j.spread_skill.values()]) for j in drawn]
         )
     sorted_out = [j for j in drawn if j.auc]
     if sorted_out:
         names = list(dict.fromkeys(name for j in sorted_out for name in j.auc if name != "mean"))
         yield "## Category: area under the ROC curve, one against the rest\n\n" + _table(
-            [*names, "mean"], [(j, [_said(j.auc.get(k)) for k in (*names, "mean")]) for j in sorted_out]
+            [*names, "mean"], [(j, [said(j.auc.get(k)) for k in (*names, "mean")]) for j in sorted_out]
         )
     known = [
         (j, [f"{k.aeration:g}", str(k.cases), f"{k.reach / MM:.2f} mm", *(_at(k, depth) for depth in SHOWN)])
@@ -128,7 +128,7 @@ def _sections(levels: Sequence[Sequence[Judged]], improved: Sequence[Improvement
         head = list(lines[0][2])
         yield (
             "## Improvement over the other methods, paired\n\n1 - error / the other's error on the same cases.\n\n"
-            + _table(["over", *head], [(j, [over, *(_said(by[k], "+.0%") for k in head)]) for j, over, by in lines])
+            + _table(["over", *head], [(j, [over, *(said(by[k], "+.0%") for k in head)]) for j, over, by in lines])
         )
 
 
@@ -147,7 +147,8 @@ def _table(head: Sequence[str], lines: Sequence[tuple[Judged, Sequence[str]]]) -
     return "\n".join(text)
 
 
-def _said(found: Measured | None, form: str = ".3f") -> str:
+def said(found: Measured | None, form: str = ".3f") -> str:
+    """A number and its interval in words; a dash for none."""
     if found is None or np.isnan(found.value):
         return "-"
     if np.isnan(found.low):
@@ -168,7 +169,7 @@ def _verdict(found: Uniformity | None) -> str:
 
 def _tarp(judged: Judged) -> str:
     found = judged.tarp
-    return "-" if found is None else f"{_verdict(found.curve)}, area {_said(found.area, '+.3f')}"
+    return "-" if found is None else f"{_verdict(found.curve)}, area {said(found.area, '+.3f')}"
 
 
 def _tests(judged: Judged) -> Iterator[tuple[str, Uniformity]]:

@@ -6,7 +6,7 @@ Every later model must beat it. One head gives percent aeration of each depth ba
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ from lungwave.repro import atomic_path, manifest, stream, write_json
 from lungwave.types import Frames, UsageError
 
 FORMAT = 1
-FOLDS = "folds.safetensors"  # beside the model: what a training around its maps needs, and nothing else
+FOLDS_FILE = "folds.safetensors"  # beside the model: what a training around its maps needs, and nothing else
 HEAD = ("weight", "bias", "mean", "scale")  # arrays of a linear head
 ARRAYS = ("bands_quantile", "map_quantile", "center", "scale", "whiten")  # of the model, beside detector and heads
 LEAST_CASES = 100
@@ -326,27 +326,35 @@ def _fit_heads(
 
 def _arrays(model: RidgeModel) -> dict[str, np.ndarray]:
     found = {f"detector.{name}": getattr(model.detector, name) for name in ("weight", "mean", "scale")}
-    for head in ("bands", "bands_spread", "map", "map_spread"):
-        found |= {f"{head}.{name}": getattr(getattr(model, head), name) for name in HEAD}
+    for name in ("bands", "bands_spread", "map", "map_spread"):
+        found |= _head_arrays(name, getattr(model, name))
     found |= {name: getattr(model, name) for name in ARRAYS}
     return {name: np.ascontiguousarray(value, np.float64) for name, value in found.items()}
 
 
+def _head_arrays(name: str, head: Linear) -> dict[str, np.ndarray]:
+    return {f"{name}.{part}": getattr(head, part) for part in HEAD}
+
+
+def _head(name: str, arrays: Mapping[str, np.ndarray]) -> Linear:
+    """The inverse of ``_head_arrays``."""
+    return Linear(*(np.asarray(arrays[f"{name}.{part}"], np.float64) for part in HEAD))
+
+
 def _fold_arrays(folds: Folds) -> dict[str, np.ndarray]:
-    found = {
-        f"map.{k}.{name}": np.ascontiguousarray(getattr(head, name), np.float32)
-        for k, head in enumerate(folds.heads)
-        for name in HEAD
-    }
-    return found | {"base_id": np.ascontiguousarray(folds.base_id, np.int64)}
+    found: dict[str, np.ndarray] = {}
+    for k, head in enumerate(folds.heads):
+        found |= _head_arrays(f"map.{k}", head)
+    arrays = {name: np.ascontiguousarray(value, np.float32) for name, value in found.items()}
+    return {**arrays, "base_id": np.ascontiguousarray(folds.base_id, np.int64)}
 
 
 def _read_folds(path: Path) -> Folds | None:
     if not path.is_file():
         return None
     arrays = load_file(path)
-    heads = (Linear(*(arrays[f"map.{k}.{name}"].astype(np.float64) for name in HEAD)) for k in range(len(arrays) // 4))
-    return Folds(tuple(heads), arrays["base_id"])
+    count = sum(name.endswith(f".{HEAD[0]}") for name in arrays)
+    return Folds(tuple(_head(f"map.{k}", arrays) for k in range(count)), arrays["base_id"])
 
 
 def save_model(model: RidgeModel, folder: Path, card: str, command: str, parents: list[Path]) -> None:
@@ -354,7 +362,7 @@ def save_model(model: RidgeModel, folder: Path, card: str, command: str, parents
     with atomic_path(folder / "model.safetensors") as temporary:
         temporary.write_bytes(save(_arrays(model)))
     if model.folds is not None:
-        with atomic_path(folder / FOLDS) as temporary:
+        with atomic_path(folder / FOLDS_FILE) as temporary:
             temporary.write_bytes(save(_fold_arrays(model.folds)))
     about = {
         "format": FORMAT,
@@ -382,19 +390,16 @@ def load_model(folder: Path) -> RidgeModel:
                 f"this reads ridge up to {FORMAT}"
             )
 
-        def head(name: str) -> Linear:
-            return Linear(*(arrays[f"{name}.{part}"] for part in HEAD))
-
         shallowest, deepest = about["search"]
         weight, mean, scale = (arrays[f"detector.{part}"] for part in ("weight", "mean", "scale"))
         detector = PleuraDetector(weight, mean, scale, (shallowest, deepest))
         return RidgeModel(
             detector,
-            head("bands"),
-            head("bands_spread"),
+            _head("bands", arrays),
+            _head("bands_spread", arrays),
             arrays["bands_quantile"],
-            head("map"),
-            head("map_spread"),
+            _head("map", arrays),
+            _head("map_spread", arrays),
             arrays["map_quantile"],
             arrays["center"],
             arrays["scale"],
@@ -403,7 +408,7 @@ def load_model(folder: Path) -> RidgeModel:
             Config().override(about["config"]),
             about["trained"],
             str(about["command"]),
-            _read_folds(folder / FOLDS),
+            _read_folds(folder / FOLDS_FILE),
         )
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise UsageError(f"{folder} is not a complete model folder ({error}); fit one with 'lungwave fit'") from None
