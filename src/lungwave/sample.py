@@ -340,6 +340,10 @@ class Counted(nn.Module):
         self.calls, self.samples = self.calls + 1, self.samples + len(x)
         return self.denoiser(x, sigma, cond)
 
+    def start(self, noise: State, sigma: float, cond: Condition | None = None) -> State:
+        """Where the denoiser starts."""
+        return start(self.denoiser, noise, sigma, cond)
+
 
 class _Guided(nn.Module):
     """See ``guided``."""
@@ -356,6 +360,20 @@ class _Guided(nn.Module):
             return strong
         weak = self.denoiser(x, sigma, None) if self.weaker is None else self.weaker(x, sigma, cond)
         return torch.where(inside.view(-1, *[1] * (x.ndim - 1)), weak + self.scale * (strong - weak), strong)
+
+    def start(self, noise: State, sigma: float, cond: Condition | None = None) -> State:
+        """Where the guided denoiser starts."""
+        return start(self.denoiser, noise, sigma, cond)
+
+
+def start(denoiser: Denoise, noise: State, sigma: float, cond: Condition | None = None) -> State:
+    """Noisy maps at the first noise level out of unit noise: by the denoiser's own ``start``, else noise alone.
+
+    Noise alone is right where sigma is far above the data. Where it is not, samples lean to the mean of all maps: at
+    sigma 40 a map of 64 x 64 whose mean is one standard deviation off still shows in its noise.
+    """
+    own = getattr(denoiser, "start", None)
+    return sigma * noise if own is None else own(noise, sigma, cond)
 
 
 def guided(
@@ -427,18 +445,19 @@ def generate(
         denoiser = guided(denoiser, autoguide.weaker, autoguide.scale, autoguide.interval)
     out = torch.empty(count, *shape)
     with resting(denoiser), torch.no_grad():
-        for start in range(0, count, batch):
-            stop = min(start + batch, count)
-            seeds = Seeds(seed, range(first + start, first + stop))
-            given = None if cond is None else cond.take(slice(start, stop)).to(device)
-            noise = seeds.normal(shape).to(device, state_type(device))
-            out[start:stop] = run(denoiser, noise, schedule, given, randomness=seeds, callback=callback)
-            good = out[start:stop].flatten(1).isfinite().all(1)
+        for begin in range(0, count, batch):
+            stop = min(begin + batch, count)
+            seeds = Seeds(seed, range(first + begin, first + stop))
+            given = None if cond is None else cond.take(slice(begin, stop)).to(device)
+            highest = schedule[0].item()
+            noise = start(denoiser, seeds.normal(shape).to(device, state_type(device)), highest, given) / highest
+            out[begin:stop] = run(denoiser, noise, schedule, given, randomness=seeds, callback=callback)
+            good = out[begin:stop].flatten(1).isfinite().all(1)
             if not good.all():
-                bad = first + start + int((~good).nonzero()[0])
+                bad = first + begin + int((~good).nonzero()[0])
                 raise LungwaveError(f"sample {bad} is not finite; look at the model's losses, or lower sigma_max")
             if progress is not None:
-                progress(stop - start)
+                progress(stop - begin)
     return out
 
 

@@ -160,6 +160,12 @@ class Conditional(Denoiser):
             known = known.take(torch.arange(len(x), device=x.device) % count)
         return self.denoiser(x, sigma, known)
 
+    def start(
+        self, noise: Float[Tensor, "n c z x"], sigma: float, cond: Condition | None = None
+    ) -> Float[Tensor, "n c z x"]:
+        """That of the denoiser."""
+        return self.denoiser.start(noise, sigma, cond)
+
     def error_scale(self, sigma: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """That of the denoiser."""
         return self.denoiser.error_scale(sigma)

@@ -47,6 +47,13 @@ class Denoiser(nn.Module):
         """Best guess (posterior mean) of the clean map."""
         raise NotImplementedError
 
+    def start(
+        self, noise: Float[Tensor, "n c z x"], sigma: float, cond: Condition | None = None
+    ) -> Float[Tensor, "n c z x"]:
+        """Noisy maps at a high noise level, to sample from, out of unit noise; a better guess than noise alone where
+        the denoiser has one."""
+        return sigma * noise
+
     def error_scale(self, sigma: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Error of the map where the network errs by one, ``|c_out|``; 1 where the parametrisation does not say."""
         return torch.ones_like(sigma)

@@ -78,6 +78,12 @@ class Wiener(Denoiser):
         s = self.spectrum.to(x.dtype)
         return self.on_modes(x, s / (s + sigma.to(x.dtype)[:, None, None, None].square()))
 
+    def start(
+        self, noise: Float[Tensor, "n c z x"], sigma: float, cond: Condition | None = None
+    ) -> Float[Tensor, "n c z x"]:
+        """Maps of the spectrum, with noise: the mean of a whole map stands out of noise even where sigma is 80."""
+        return self.on_modes(noise, (self.spectrum.to(noise) + sigma**2).sqrt())
+
     def on_modes(self, x: Float[Tensor, "n c z x"], gain: Float[Tensor, "*n c z x"]) -> Float[Tensor, "n c z x"]:
         """A filter with a gain for each cosine mode."""
         down, across = self.down.to(x), self.across.to(x)
@@ -110,9 +116,8 @@ class Centred(Wiener):
         self, x: Float[Tensor, "n c z x"], sigma: Float[Tensor, " n"], cond: Condition | None = None
     ) -> Float[Tensor, "n c z x"]:
         """The clean map, given the condition; UsageError without an estimate in it."""
-        if cond is None or cond.center is None:
-            raise UsageError("this denoiser works around an estimate; give it a condition with one")
-        sigma, center = sigma.to(x.dtype), cond.center.to(x.dtype)
+        sigma, center = sigma.to(x.dtype), _estimate(cond).to(x.dtype)
+        assert cond is not None
         c_out = self.scales(sigma)[1][:, None, None, None]
         c_in = (SIGMA_DATA**2 + sigma.square()).rsqrt()[:, None, None, None]
         linear = center + self.filtered(x - center, sigma)
@@ -122,3 +127,15 @@ class Centred(Wiener):
         time = TIME_SCALE * sigma.log()
         inner = replace(cond, image=images.to(weights), center=None)
         return linear + c_out * self.net((c_in * x).to(weights), time.to(weights), inner).to(x.dtype)
+
+    def start(
+        self, noise: Float[Tensor, "n c z x"], sigma: float, cond: Condition | None = None
+    ) -> Float[Tensor, "n c z x"]:
+        """The estimate, with what it leaves and noise. From noise alone every sample would lean to the mean map."""
+        return _estimate(cond).to(noise) + super().start(noise, sigma)
+
+
+def _estimate(cond: Condition | None) -> Float[Tensor, "n c z x"]:
+    if cond is None or cond.center is None:
+        raise UsageError("this denoiser works around an estimate; give it a condition with one")
+    return cond.center
