@@ -17,7 +17,7 @@ from lungwave.evaluate.cases import to_json
 from lungwave.evaluate.copying import RATIO, Suspicion, suspected
 from lungwave.evaluate.generative import Featured, compare, extracted, table_lines
 from lungwave.evaluate.manifold import diversity, overlap, vendi
-from lungwave.evaluate.memorisation import SHIFT, Memorisation, memorisation
+from lungwave.evaluate.memorisation import SHIFT, Memorisation, Nearest, memorisation
 from lungwave.evaluate.networks import NetworkFeatures
 from lungwave.figures import PALETTE, style
 from lungwave.figures_evaluation import COLOURS, LOOSE
@@ -179,17 +179,20 @@ def judge_memorisation(sets: Sets, out: Path, command: str, shifts: int = SHIFT,
     spaces = {"pixels, moved": found.said}
     for name, part in extracted(ours, seen, real, ("wavelet", "spectrum")).items():
         spaces[name] = suspected(*part, seed)
-    labels = _categories(sets, found)
+    labels = _categories(sets.samples, sets.train, found.samples)
+    known = _categories(sets.held_out, sets.train, found.held_out)
     by_category = {}
     for name in sorted(set(labels)):
-        mine = labels == name
+        mine, real_ones = labels == name, known == name
         by_category[name] = {
             "samples": int(mine.sum()),
             "least": float(found.samples.distance[mine].min()),
             "median": float(np.median(found.samples.distance[mine])),
+            "held_out": int(real_ones.sum()),
+            "median_held_out": float(np.median(found.held_out.distance[real_ones])) if real_ones.any() else None,
             "suspects": float(found.suspects[mine].mean()),
         }
-    _distance_figure(found, labels, out / "distances.png")
+    _distance_figure(found, labels, known, out / "distances.png")
     _gallery(found, ours, seen, out / "nearest.png")
     text = _memorisation_text(found, spaces, by_category, sets, command, shifts)
     results = {"results": found.summary(), "spaces": spaces, "categories": by_category}
@@ -198,16 +201,16 @@ def judge_memorisation(sets: Sets, out: Path, command: str, shifts: int = SHIFT,
     return {**found.summary(), "categories": by_category, **files}
 
 
-def _categories(sets: Sets, found: Memorisation) -> np.ndarray:
-    """Category of each sample: its own, else that of its nearest training map, else ``ANY``."""
-    for maps, rows in ((sets.samples, np.arange(len(sets.samples))), (sets.train, found.samples.index)):
-        if maps.classes and (maps.labels[rows] >= 0).all():
-            return np.array(maps.classes)[maps.labels[rows]]
-    return np.full(len(sets.samples), ANY)
+def _categories(maps: MapSet, train: MapSet, nearest: Nearest) -> np.ndarray:
+    """Category of each map: its own, else that of its nearest training map, else ``ANY``."""
+    for named, rows in ((maps, np.arange(len(maps))), (train, nearest.index)):
+        if named.classes and (named.labels[rows] >= 0).all():
+            return np.array(named.classes)[named.labels[rows]]
+    return np.full(len(maps), ANY)
 
 
-def _distance_figure(found: Memorisation, labels: np.ndarray, path: Path) -> None:
-    """Distribution of the least distance of each category, over that of held-out maps."""
+def _distance_figure(found: Memorisation, labels: np.ndarray, known: np.ndarray, path: Path) -> None:
+    """Distribution of the least distance of each category, over that of held-out maps of the category, or of all."""
     names = sorted(set(labels))
     top = max(float(found.samples.distance.max()), float(found.held_out.distance.max()))
     bins = np.linspace(0, top * 1.02 + 1e-9, 41)
@@ -215,8 +218,9 @@ def _distance_figure(found: Memorisation, labels: np.ndarray, path: Path) -> Non
         figure = Figure(figsize=(7.2, 1.1 + 1.5 * len(names)), layout="constrained")
         panels = np.atleast_1d(figure.subplots(len(names), 1, sharex=True))
         for k, (ax, name) in enumerate(zip(panels, names, strict=True)):
-            weight = np.full(len(found.held_out.distance), 1 / len(found.held_out.distance))
-            ax.hist(found.held_out.distance, bins, weights=weight, color=LOOSE, alpha=0.5, label="real, held out")
+            real = found.held_out.distance[known == name] if (known == name).any() else found.held_out.distance
+            weight = np.full(len(real), 1 / len(real))
+            ax.hist(real, bins, weights=weight, color=LOOSE, alpha=0.5, label=f"real, held out, {len(real)} maps")
             mine = found.samples.distance[labels == name]
             ax.hist(
                 mine, bins, weights=np.full(len(mine), 1 / len(mine)), histtype="step", lw=1.4,
@@ -280,12 +284,14 @@ def _memorisation_text(
             for name, s in spaces.items()
         ),
         "",
-        "| category | samples | least distance | median | below the threshold |",
-        "|---|---|---|---|---|",
+        "| category | samples | least distance | median | median of held-out maps | below the threshold |",
+        "|---|---|---|---|---|---|",
     ]
     for name, part in by_category.items():
+        real = "-" if part["median_held_out"] is None else f"{part['median_held_out']:.4f}"
         lines.append(
-            f"| {name} | {part['samples']} | {part['least']:.4f} | {part['median']:.4f} | {part['suspects']:.1%} |"
+            f"| {name} | {part['samples']} | {part['least']:.4f} | {part['median']:.4f} | {real} | "
+            f"{part['suspects']:.1%} |"
         )
     return "\n".join(lines) + "\n"
 
