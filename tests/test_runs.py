@@ -17,7 +17,9 @@ from lungwave.runs import DEMO_SEED, demo, reconstruct_files
 from lungwave.shipped import SHIPPED
 from lungwave.types import UsageError
 
-FILES = {"report.html", "aeration.csv", "aeration.json", "maps.npz", "manifest.json"}
+FILES = {"report.html", "aeration.csv", "aeration.json", "maps.npz", "manifest.json"} | {
+    "aeration_posterior.csv", "posterior.h5", "posterior.npz", "maps"
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -229,8 +229,8 @@ def _distance_figure(found: Memorisation, labels: np.ndarray, known: np.ndarray,
             ax.axvline(found.said.threshold, color=PALETTE["truth"], lw=0.9, ls="--")
             ax.set_ylabel("share")
             ax.legend(frameon=False, loc="upper right")
-        panels[-1].set_xlabel("root mean square distance to the nearest training map (fraction of air); dashed: 1st "
-                              "percentile of held-out maps")  # fmt: skip
+        panels[-1].set_xlabel("root mean square distance to the nearest training map (fraction of air)\n"
+                              "dashed: 1st percentile of held-out maps")  # fmt: skip
         save_figure(figure, path)
 
 

@@ -68,7 +68,7 @@ def test_what_cannot_be_made_the_same_is_refused_with_both_values() -> None:
     """Rate, pitch, frequency, kind, length, gain, cable."""
     cases = {
         "cannot carry the band": recorded(replace(SCAN, sampling_frequency=6e6), 100),
-        "pitch is 0.3 mm, the model was trained on 0.25": replace(
+        "32 elements at 0.3 mm, the model was trained on 32 at 0.25 mm": replace(
             USUAL, scan=replace(SCAN, elements=SCAN.elements * 1.2)
         ),
         "centre frequency is 5 MHz": replace(USUAL, scan=replace(SCAN, center_frequency=5e6)),

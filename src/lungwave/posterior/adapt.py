@@ -72,12 +72,16 @@ def _geometry(scan: Scan, trained: Scan) -> str | None:
         return f"transmits are of kind '{scan.kind}', the model was trained on '{trained.kind}'"
     if scan.demodulation_frequency:
         return "the recording is I/Q, the model was trained on RF"
-    channels, expected = scan.delays.shape[1], trained.delays.shape[1]
-    if channels != expected or len(scan.elements) != len(trained.elements):
-        return f"the probe has {channels} channels, the model was trained on {expected}"
+    count, expected = (len(s.elements) for s in (scan, trained))
     pitch = [float(np.median(np.diff(s.elements[:, 0]))) if len(s.elements) > 1 else 0.0 for s in (scan, trained)]
-    if abs(pitch[0] - pitch[1]) > 0.02 * abs(pitch[1]):
-        return f"the pitch is {pitch[0] / MM:.3g} mm, the model was trained on {pitch[1] / MM:.3g} mm"
+    if count != expected or abs(pitch[0] - pitch[1]) > 0.02 * abs(pitch[1]):
+        return (
+            f"the probe has {count} elements at {pitch[0] / MM:.3g} mm, the model was trained on {expected} at "
+            f"{pitch[1] / MM:.3g} mm"
+        )
+    channels, wanted = scan.delays.shape[1], trained.delays.shape[1]
+    if channels != wanted:
+        return f"the recording has {channels} channels, the model was trained on {wanted}"
     if abs(scan.center_frequency - trained.center_frequency) > 0.05 * trained.center_frequency:
         was, now = scan.center_frequency / 1e6, trained.center_frequency / 1e6
         return f"the centre frequency is {was:.3g} MHz, the model was trained at {now:.3g} MHz"

@@ -24,7 +24,7 @@ from lungwave.posterior.summary import Band, Reconstruction, summarise
 from lungwave.shipped import ECHOES, model_folder
 from lungwave.types import MM
 
-DEFAULT = "ridge-tiny"  # the shipped model that reconstructs unless another is named
+DEFAULT = "posterior-tiny"  # the shipped model that reconstructs unless another is named
 LEVEL = 0.9
 METHOD = "posterior"
 SAMPLES = 32  # of a posterior: 90 % intervals need 19
@@ -150,7 +150,8 @@ def _sampled(
         why = f"Outside the trained range: {fitted.reason}. Train a model for this acquisition with 'lungwave train'."
         given = zip(labels, pictures, known, about, strict=True)
         return [Reconstruction(n, METHOD, p, withheld=why, truth=t, manifest=facts) for n, p, t, facts in given]
-    drawn = model.draw(fitted.rf, samples, seed=seed)
+    # the same noise for every frame: it gets the same samples in any file, and frames differ by their echoes alone
+    drawn = model.draw(fitted.rf, samples, seed=seed, names=[0] * len(labels))
     results = []
     for i, (label, picture, truth, facts) in enumerate(zip(labels, pictures, known, about, strict=True)):
         found = drawn.doubt[i] < UNSURE * scan.sound_speed / scan.center_frequency
