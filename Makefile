@@ -7,7 +7,7 @@ PYTEST_FLAGS ?= -n 2
 BIN := $(VENV)/bin
 SECONDS_SINCE = echo "$(1): $$(( $$(date +%s) - start )) s"
 
-.PHONY: demo test lint model priors posterior clean
+.PHONY: demo test lint model priors copies posterior clean
 
 demo: $(VENV)/.core
 	@start=$$(date +%s); $(BIN)/lungwave demo --out $(OUT) && $(call SECONDS_SINCE,demo)
@@ -49,21 +49,46 @@ priors: $(VENV)/.core
 	$(BIN)/python benchmarks/sample.py src/lungwave/assets/models/prior-tiny data/maps_tiny_test.npz --count 300 \
 	  --report-count 64 --rows "100 steps" Heun DPM UniPC
 
-# The shipped posterior, its baselines of equal size and time, and its tests on lungs of other seeds: about four hours on
+# The report's memorisation figure: for the shipped prior, and for one that was made to learn 28 maps by heart. Half an
+# hour on one core.
+FEW := --held-out 0.05 --channels 32 --mult 1 2 2 --blocks 1 --heads 2 --patch 4 4 --attention 1 2 --batch 16 --lr 0.002 \
+	--p-mean 0 --p-std 1.8 --dropout 0 --augment 0 --no-flip --init prior-tiny --warmup 2000 --decay-images 30000
+copies: export OMP_NUM_THREADS = 1
+copies: $(VENV)/.core
+	$(BIN)/lungwave maps --preset tiny --seed 1 --cases 0:12000 --out data/maps_tiny.npz
+	$(BIN)/lungwave maps --preset tiny --seed 2 --cases 0:1000 --out data/maps_tiny_test.npz
+	$(BIN)/lungwave sample prior-tiny --count 1000 --seed 3 --out data/samples_tiny
+	$(BIN)/lungwave evaluate memorisation data/samples_tiny/samples.npz --train data/maps_tiny.npz \
+	  --held-out data/maps_tiny_test.npz --out data/copies_tiny
+	$(BIN)/lungwave maps --preset tiny --seed 1 --cases 0:30 --out data/maps_few.npz
+	$(BIN)/lungwave train data/maps_few.npz --out data/prior-few $(FEW) --images 60000 --samples 0
+	$(BIN)/lungwave sample data/prior-few --count 1000 --seed 3 --out data/samples_few
+	$(BIN)/lungwave evaluate memorisation data/samples_few/samples.npz --train data/maps_few.npz \
+	  --held-out data/maps_tiny_test.npz --out data/copies_few
+	for name in tiny few; do \
+	  cp data/copies_$$name/distances.png docs/images/copies_$${name}_distances.png && \
+	  cp data/copies_$$name/nearest.png docs/images/copies_$${name}_nearest.png && \
+	  cp data/copies_$$name/memorisation.json docs/results/copies_$$name.json && \
+	  sed -E "s#\((distances|nearest)#(../images/copies_$${name}_\1#" data/copies_$$name/memorisation.md \
+	    > docs/results/copies_$$name.md || exit 1; \
+	done
+
+# The shipped posterior, its baselines of equal size and time, and its tests on lungs of other seeds: about five hours on
 # two cores.
 NET := --echoes --held-out 0.05 --channels 32 --mult 1 2 2 --blocks 1 --heads 2 --attention 1 2 --patch 4 4 --lr 0.0015 \
-	--batch 16 --warmup 3000 --decay-images 15000 --storage float16 --check-images 5000
-ECHOES := $(NET) --paths images --center data/ridge --init prior-tiny --levels 2 --dropout 0.1 --p-mean 0 --p-std 1.8
+	--batch 16 --warmup 3000 --storage float16 --check-images 8000 --images 60000
+ECHOES := $(NET) --decay-images 30000 --paths images --center data/ridge --init prior-tiny --levels 2 --dropout 0.1 --p-mean 0 --p-std 1.8
 MODELS := --model posterior-tiny --model data/ridge --model data/unet --model data/fno
 posterior: export OMP_NUM_THREADS = 1
 posterior: $(VENV)/.core
-	$(BIN)/lungwave generate --preset tiny --seed 1 --cases 0:6000 --out data/cases
+	$(BIN)/lungwave generate --preset tiny --seed 1 --cases 0:12000 --out data/cases
 	$(BIN)/lungwave fit data/cases --out data/ridge
-	$(BIN)/lungwave train data/cases $(ECHOES) --images 30048 --out data/posterior
+	$(BIN)/lungwave train data/cases $(ECHOES) --out data/posterior
 	rm -rf src/lungwave/assets/models/posterior-tiny
 	cp -r data/posterior/model src/lungwave/assets/models/posterior-tiny
-	$(BIN)/lungwave train data/cases $(NET) --method unet --paths images --dropout 0.05 --images 30048 --out data/unet
-	$(BIN)/lungwave train data/cases $(NET) --method fno --dropout 0.05 --images 30048 --minutes 27 --out data/fno
+	$(BIN)/lungwave train data/cases $(NET) --decay-images 30000 --method unet --paths images --dropout 0.05 \
+	  --out data/unet
+	$(BIN)/lungwave train data/cases $(NET) --decay-images 15000 --method fno --dropout 0.05 --minutes 22 --out data/fno
 	$(BIN)/lungwave generate --preset tiny --seed 2 --cases 0:300 --out data/test
 	$(BIN)/lungwave evaluate reconstruction data/test $(MODELS) --out data/judged
 	$(BIN)/python benchmarks/reconstruct.py src/lungwave/assets/models/posterior-tiny data/test
