@@ -208,3 +208,13 @@ def test_split_never_parts_a_base() -> None:
         split(bases, (0.5, 0.2), seed=3)
     with pytest.raises(UsageError, match="cannot be split"):
         split(np.zeros(10, int), (0.5, 0.5), seed=3)
+
+
+def test_the_card_counts_what_the_files_hold(whole: Path) -> None:
+    text = (whole / "README.md").read_text(encoding="utf-8")
+    kinds = [kind for _, cases in read_shards(whole) for kind in cases.category]
+    air = np.concatenate([cases.whole for _, cases in read_shards(whole)])
+    assert text.startswith("# 40 simulated lungs") and "Not a medical device" in text and "without noise" in text
+    for kind in set(kinds):
+        mine = air[(np.array(kinds) == kind) & np.isfinite(air)]
+        assert f"| {kind} | {kinds.count(kind)} | {100 * mine.mean():.0f} (" in text

@@ -19,13 +19,14 @@ from lungwave.acoustics.forward import Simulator
 from lungwave.acoustics.probe import Recording
 from lungwave.acoustics.receive import add_noise, drop_elements
 from lungwave.config import Config
+from lungwave.data.card import CARD, data_card
 from lungwave.data.hdf5 import write_recording
 from lungwave.data.schema import CaseTable
 from lungwave.data.workers import in_parallel
 from lungwave.phantom.aeration import Truth, truth, truth_spacing
 from lungwave.phantom.anatomy import Anatomy, draw, rasterise
 from lungwave.progress import Progress
-from lungwave.repro import manifest, provenance, sha256, stream, write_json
+from lungwave.repro import atomic_path, manifest, provenance, sha256, stream, write_json
 from lungwave.types import Channels, UsageError
 
 PROBED_UPDATES = 6e7  # [cell] of the longer record that ``plan`` times
@@ -198,7 +199,10 @@ def generate(
     files = [shard_path(out, part) for part in parts]
     new = sum(map(len, todo))
     result: dict[str, Any] = {"out": str(out), "cases": len(cases), "new": new, "seconds": round(elapsed, 3)}
-    hashes = {path.name: sha256(path) for path in sorted(out.glob("cases_*.h5"))}
+    held = sorted(out.glob("cases_*.h5"))
+    hashes = {path.name: sha256(path) for path in held}
+    with atomic_path(out / CARD) as temporary:
+        temporary.write_text(data_card(config, held, noise), encoding="utf-8")
     write_json(out / "manifest.json", manifest(config.to_json(), config.seed, **result, noise=noise, files=hashes))
     return {**result, "files": [path.name for path in files], "bytes": sum(path.stat().st_size for path in files)}
 
