@@ -95,7 +95,7 @@ def test_what_is_no_lung_of_its_kind_is_withheld(model: PosteriorModel, cases: l
         ("noise", noise, "pleural line|Outside"),
         ("reversed", replace(usual, rf=usual.rf[:, :, ::-1].copy()), "pleural line|Outside"),
         ("late", late, "pleural line|Outside"),
-        ("pitch", wide, "pitch"),
+        ("pitch", wide, "elements at 0.3 mm"),
         ("clipped", clipped, "clip"),
     ):
         for result in drawn(model, given):
