@@ -65,9 +65,7 @@ def _counted(files: list[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             names = reading.texts(file, schema.CATEGORY.path)
             total, valid = (reading.array(file, field.path) for field in (schema.WHOLE, schema.VALID))
         if names is None or total is None or valid is None:
-            raise UsageError(
-                f"{path} holds no truth of its cases; move it elsewhere or delete it to have it made anew"
-            )
+            raise UsageError(f"{path} holds no truth of its cases; move it elsewhere or delete it to have it made anew")
         kinds += list(names)
         air.append(total)
         whole.append(np.asarray(valid, bool).all(1))
