@@ -26,10 +26,13 @@ model: $(VENV)/.core
 	$(BIN)/lungwave generate --preset tiny --seed 2 --cases 0:600 --out data/test
 	$(BIN)/python benchmarks/ridge.py data/test
 
+# The size of all shipped networks.
+SIZE := --held-out 0.05 --channels 32 --mult 1 2 2 --blocks 1 --heads 2
+
 # The shipped priors and how they compare with lungs of another seed: about four hours on two cores. One core each.
 STRIP := --preset paper --set wall.pleura_depth=[0.015,0.0155] --set grid.depth=0.02 --set map.rows=8 \
 	--set map.bands=[0,0.0008] --view seed
-SMALL := --held-out 0.05 --channels 32 --mult 1 2 2 --blocks 1 --heads 2 --lr 0.002 --warmup 5000 --storage float16
+SMALL := $(SIZE) --lr 0.002 --warmup 5000 --storage float16
 priors: export OMP_NUM_THREADS = 1
 priors: $(VENV)/.core
 	$(BIN)/lungwave maps --preset tiny --seed 1 --cases 0:12000 --out data/maps_tiny.npz
@@ -51,7 +54,7 @@ priors: $(VENV)/.core
 
 # The report's memorisation figure: for the shipped prior, and for one that was made to learn 28 maps by heart. Half an
 # hour on one core.
-FEW := --held-out 0.05 --channels 32 --mult 1 2 2 --blocks 1 --heads 2 --patch 4 4 --attention 1 2 --batch 16 --lr 0.002 \
+FEW := $(SIZE) --patch 4 4 --attention 1 2 --batch 16 --lr 0.002 \
 	--p-mean 0 --p-std 1.8 --dropout 0 --augment 0 --no-flip --init prior-tiny --warmup 2000 --decay-images 30000
 copies: export OMP_NUM_THREADS = 1
 copies: $(VENV)/.core
@@ -75,9 +78,10 @@ copies: $(VENV)/.core
 
 # The shipped posterior, its baselines of equal size and time, and its tests on lungs of other seeds: about five hours on
 # two cores.
-NET := --echoes --held-out 0.05 --channels 32 --mult 1 2 2 --blocks 1 --heads 2 --attention 1 2 --patch 4 4 --lr 0.0015 \
+NET := --echoes $(SIZE) --attention 1 2 --patch 4 4 --lr 0.0015 \
 	--batch 16 --warmup 3000 --storage float16 --check-images 8000 --images 60000
-ECHOES := $(NET) --decay-images 30000 --paths images --center data/ridge --init prior-tiny --levels 2 --dropout 0.1 --p-mean 0 --p-std 1.8
+ECHOES := $(NET) --decay-images 30000 --paths images --center data/ridge --init prior-tiny --levels 2 --dropout 0.1 \
+	--p-mean 0 --p-std 1.8
 MODELS := --model posterior-tiny --model data/ridge --model data/unet --model data/fno
 posterior: export OMP_NUM_THREADS = 1
 posterior: $(VENV)/.core

@@ -443,13 +443,12 @@ def generate(
         schedule = _named(schedule, SCHEDULES, "schedule")(steps, sigma_min, sigma_max)
     if autoguide is not None:
         denoiser = guided(denoiser, autoguide.weaker, autoguide.scale, autoguide.interval)
-    out = torch.empty(count, *shape)
+    out, highest = torch.empty(count, *shape), schedule[0].item()
     with resting(denoiser), torch.no_grad():
         for begin in range(0, count, batch):
             stop = min(begin + batch, count)
             seeds = Seeds(seed, range(first + begin, first + stop))
             given = None if cond is None else cond.take(slice(begin, stop)).to(device)
-            highest = schedule[0].item()
             noise = start(denoiser, seeds.normal(shape).to(device, state_type(device)), highest, given) / highest
             out[begin:stop] = run(denoiser, noise, schedule, given, randomness=seeds, callback=callback)
             good = out[begin:stop].flatten(1).isfinite().all(1)

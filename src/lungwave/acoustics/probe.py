@@ -43,6 +43,16 @@ class Scan:
     )
 
     @property
+    def pitch(self) -> float:
+        """Distance of neighbouring elements along the array [m], the median of all; 0 for a single element."""
+        return float(np.median(np.diff(self.elements[:, 0]))) if len(self.elements) > 1 else 0.0
+
+    @property
+    def degrees(self) -> str:
+        """The first eight steering angles [degree], for a sentence."""
+        return ", ".join(f"{angle:.3g}" for angle in np.rad2deg(self.angles[:8]))
+
+    @property
     def transmits(self) -> int:
         """Number of transmit events."""
         return self.delays.shape[0]

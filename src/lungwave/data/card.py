@@ -18,8 +18,7 @@ def data_card(config: Config, files: list[Path], noise: bool) -> str:
     """Markdown about the cases in ``files``, which ``config`` made: acquisition, categories, aeration, limits."""
     kinds, air, whole = _counted(files)
     probe, receive, scan = config.probe, config.receive, sequence(config)
-    angles = ", ".join(f"{angle:.3g}" for angle in np.rad2deg(scan.angles[:8]))
-    sent = f"{scan.transmits} {scan.kind} transmits" + (f" at {angles} degrees" if scan.transmits <= 8 else "")
+    sent = f"{scan.transmits} {scan.kind} transmits" + (f" at {scan.degrees} degrees" if scan.transmits <= 8 else "")
     heard = f"with noise, {receive.snr_db:g} dB" if noise else "without noise: readers add it"
     lines = [
         f"# {len(kinds)} simulated lungs and their echoes",

@@ -44,7 +44,7 @@ def adapt(recording: Recording, trained: Scan, samples: int) -> Adapted:
     pairs = [(k, _same_event(scan, angle)) for k, angle in enumerate(trained.angles)]
     known = [(k, event) for k, event in pairs if event is not None]
     if not known:
-        return Adapted(recording.rf[:, :0], (), f"no transmit is at one of {_degrees(trained)} degrees")
+        return Adapted(recording.rf[:, :0], (), f"no transmit is at one of {trained.degrees} degrees")
     flags = []
     rf = np.zeros((len(recording.rf), trained.transmits, samples, recording.rf.shape[3]), np.float32)
     for k, event in known:
@@ -58,7 +58,7 @@ def adapt(recording: Recording, trained: Scan, samples: int) -> Adapted:
         )
     if len(known) < scan.transmits:
         flags.append(
-            f"{scan.transmits - len(known)} transmits were not used: the model knows {_degrees(trained)} degrees."
+            f"{scan.transmits - len(known)} transmits were not used: the model knows {trained.degrees} degrees."
         )
     if not np.isclose(scan.sampling_frequency, trained.sampling_frequency, rtol=1e-6):
         was, now = (s.sampling_frequency / 1e6 for s in (scan, trained))
@@ -73,11 +73,10 @@ def _geometry(scan: Scan, trained: Scan) -> str | None:
     if scan.demodulation_frequency:
         return "the recording is I/Q, the model was trained on RF"
     count, expected = (len(s.elements) for s in (scan, trained))
-    pitch = [float(np.median(np.diff(s.elements[:, 0]))) if len(s.elements) > 1 else 0.0 for s in (scan, trained)]
-    if count != expected or abs(pitch[0] - pitch[1]) > 0.02 * abs(pitch[1]):
+    if count != expected or abs(scan.pitch - trained.pitch) > 0.02 * abs(trained.pitch):
         return (
-            f"the probe has {count} elements at {pitch[0] / MM:.3g} mm, the model was trained on {expected} at "
-            f"{pitch[1] / MM:.3g} mm"
+            f"the probe has {count} elements at {scan.pitch / MM:.3g} mm, the model was trained on {expected} at "
+            f"{trained.pitch / MM:.3g} mm"
         )
     channels, wanted = scan.delays.shape[1], trained.delays.shape[1]
     if channels != wanted:
@@ -159,7 +158,3 @@ def _clipped(frame: Float[np.ndarray, "tx time el"]) -> float:
     """Share of samples at the extreme values, of which an unclipped frame has one each."""
     share = max(float((frame == extreme).mean()) for extreme in (frame.max(), frame.min()))
     return share if share * frame.size > 2 else 0.0
-
-
-def _degrees(scan: Scan) -> str:
-    return ", ".join(f"{a:.3g}" for a in np.rad2deg(scan.angles[:8]))

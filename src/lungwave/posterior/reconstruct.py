@@ -47,7 +47,7 @@ def out_of_range(scan: Scan, samples: int, trained: Scan, trained_samples: int) 
     def differs(value: float, expected: float, tolerance: float) -> bool:
         return not abs(value - expected) <= tolerance * abs(expected)
 
-    pitch, expected_pitch = _pitch(scan), _pitch(trained)
+    pitch, expected_pitch = scan.pitch, trained.pitch
     channels, expected_channels = scan.delays.shape[1], trained.delays.shape[1]
     duration, expected_duration = samples / scan.sampling_frequency, trained_samples / trained.sampling_frequency
     if scan.kind != trained.kind:
@@ -75,13 +75,8 @@ def out_of_range(scan: Scan, samples: int, trained: Scan, trained_samples: int) 
     return None
 
 
-def _pitch(scan: Scan) -> float:
-    return float(np.median(np.diff(scan.elements[:, 0]))) if len(scan.elements) > 1 else 0.0
-
-
 def _degrees(scan: Scan) -> str:
-    shown = ", ".join(f"{a:.3g}" for a in np.rad2deg(scan.angles[:8]))
-    return shown if scan.transmits <= 8 else f"{shown}, ... ({scan.transmits})"
+    return scan.degrees if scan.transmits <= 8 else f"{scan.degrees}, ... ({scan.transmits})"
 
 
 def reconstruct(
