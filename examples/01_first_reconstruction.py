@@ -38,40 +38,21 @@ print(
 
 x, z = medium.x / MM, medium.z / MM
 plt.rcParams["font.size"] = 9
-fig, (left, right) = plt.subplots(1, 2, figsize=(8, 4), layout="constrained")
+figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.9), layout="constrained")
 speed = np.where(medium.air > 0.5, np.nan, medium.sound_speed)
-tissue = left.pcolormesh(
-    x,
-    z,
-    speed,
-    cmap=plt.get_cmap("cividis").with_extremes(bad="black"),
-    vmin=1400,
-    vmax=1640,
-)
+colours = plt.get_cmap("cividis").with_extremes(bad="black")
+tissue = left.pcolormesh(x, z, speed, cmap=colours, vmin=1400, vmax=1640)
 pleura = truth.pleura_depth / MM
-box_x, bottom = truth.x / MM, pleura + config.map.rows * config.map.pixel / MM
-left.plot(
-    np.r_[box_x, box_x[::-1], box_x[0]],
-    np.r_[pleura, bottom[::-1], pleura[0]],
-    "w--",
-    lw=1,
-)
-left.set(
-    title="the chest",
-    xlabel="lateral position, mm",
-    ylabel="depth, mm",
-    aspect="equal",
-    ylim=(z[-1], 0),
-)
-fig.colorbar(tissue, ax=left, label="sound speed, m/s")
-extent = (box_x[0], box_x[-1], 6.4, 0)
-aeration = right.imshow(truth.smooth, vmin=0, vmax=1, extent=extent)
-right.set(
-    title="its aeration map",
-    xlabel="lateral position, mm",
-    ylabel="below the pleura, mm",
-)
-fig.colorbar(aeration, ax=right, label="air fraction", shrink=0.8)
+across, bottom = truth.x / MM, pleura + config.map.rows * config.map.pixel / MM
+box = np.r_[across, across[::-1], across[0]], np.r_[pleura, bottom[::-1], pleura[0]]
+left.plot(*box, "w--", lw=1)
+left.set(title="the chest", xlabel="lateral position, mm", ylabel="depth, mm")
+left.set(aspect="equal", ylim=(z[-1], 0))
+figure.colorbar(tissue, ax=left, label="sound speed, m/s", shrink=0.9)
+aeration = right.imshow(truth.smooth, vmin=0, vmax=1, extent=(-3.2, 3.2, 6.4, 0))
+right.set(title="its aeration map", xlabel="lateral position, mm")
+right.set(ylabel="below the pleura, mm")
+figure.colorbar(aeration, ax=right, label="air fraction", shrink=0.9)
 plt.show()
 
 # %%
@@ -86,26 +67,19 @@ rf, sigma = add_noise(
 )
 print("RF channel data (tx, time, el):", rf.shape)
 
-fig, axes = plt.subplots(1, 3, figsize=(8, 3.2), layout="constrained", sharey=True)
-microseconds = 1e6 * np.arange(rf.shape[1]) / simulator.scan.sampling_frequency
-for event, (ax, angle) in enumerate(
-    zip(axes, np.rad2deg(simulator.scan.angles), strict=True)
-):
-    ax.imshow(
-        rf[event],
-        cmap="RdBu",
-        vmin=-0.02,
-        vmax=0.02,
-        aspect="auto",
-        extent=(0, 32, microseconds[-1], 0),
-    )
+fig, axes = plt.subplots(1, 3, figsize=(8.4, 3.6), layout="constrained", sharey=True)
+loud = np.percentile(np.abs(rf[:, 70:]), 97)
+last = 1e6 * rf.shape[1] / simulator.scan.sampling_frequency  # [us]
+look = {"cmap": "RdBu", "vmin": -loud, "vmax": loud, "aspect": "auto"}
+for ax, event, angle in zip(axes, rf, np.rad2deg(simulator.scan.angles), strict=True):
+    ax.imshow(event, extent=(0.5, 32.5, last, 0), **look)
     ax.set(title=f"plane wave at {angle:+.0f}°", xlabel="element")
 axes[0].set_ylabel("time, µs")
 plt.show()
 
 # %%
-# The slanted bands are the wall and the pleura; all that comes after is sound that went back and forth between alveoli.
-# It looks like noise and is not: it is what the reconstruction reads.
+# The dark band is the pleura, slanted where the wave is; all that comes after it is sound that went back and forth
+# between alveoli. It looks like noise and is not: it is what the reconstruction reads.
 #
 # Reconstruct
 # -----------

@@ -71,7 +71,7 @@ show(maps[:7], "seven of the 150 lungs")
 
 network = "--patch 4 4 --channels 32 --mult 1 2 2 --blocks 1 --heads 2 --attention 1 2"
 how = "--p-mean 0 --p-std 1.8 --lr 0.002 --warmup 160 --decay-images 600 --batch 16"
-watch = "--check-images 480 --log-images 64 --samples 0 --quiet"
+watch = "--check-images 480 --check-maps 24 --log-images 64 --samples 0 --sigma-rel 0.1 --quiet"
 training = f"train maps.npz --out prior {network} {how} {watch} --images 960"
 lungwave(f"{training} --dry-run")
 

@@ -72,9 +72,9 @@ def _table(rows: list[list[str]]) -> nodes.table:
 
 
 def readable(text: str) -> str:
-    """An annotation as a person writes it: ``Float[Tensor, "tx time el"]`` as ``Float[tx time el]``."""
+    """An annotation as a person writes it: ``jaxtyping.Float[numpy.ndarray, " z"]`` as ``Float["z"]``."""
     text = QUALIFIED.sub("", MODULES.sub("", text))
-    return ARRAY.sub(lambda m: f"{m[1]}[{m[3] or 'scalar'}]", text)
+    return ARRAY.sub(lambda m: f'{m[1]}["{m[3] or "scalar"}"]', text)
 
 
 def _signature(
@@ -83,9 +83,22 @@ def _signature(
     return signature and readable(signature), returns and readable(returns)
 
 
+def escaped(line: str) -> str:
+    """A docstring's line without markup: formulas hold * and |, which are no emphasis; literals stay as they are."""
+    return "".join(
+        part if k % 2 else re.sub(r"(?<!\\)([*|])", r"\\\1", part)
+        for k, part in enumerate(re.split(r"(``.*?``)", line))
+    )
+
+
+def _docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    lines[:] = [escaped(line) for line in lines]
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """What Sphinx calls."""
     app.add_directive("commands", Commands)
     app.add_directive("settings", Settings)
     app.connect("autodoc-process-signature", _signature)
+    app.connect("autodoc-process-docstring", _docstring, priority=400)  # before the sections are parsed
     return {"parallel_read_safe": True}
