@@ -2,8 +2,8 @@
 
     python benchmarks/newcomer.py [--source .] [--keep FOLDER]
 
-Clones the repository (``--source``, a folder or an address), runs ``make demo`` in the clone with nothing installed, then
-brings a bare array with its geometry through ``data validate``, ``data convert`` and ``reconstruct``. What pip has
+Clones the repository (``--source``, a folder or an address), runs ``make demo`` in the clone with nothing installed,
+then brings a bare array with its geometry through ``data validate``, ``data convert`` and ``reconstruct``. What pip has
 cached on the machine is used, as it would be. Writes docs/results/newcomer.md and .json.
 """
 
@@ -108,8 +108,8 @@ def table(steps: list[Step], parts: dict[str, float], load: float) -> str:
         "|---|---|---|",
         *rows,
         "",
-        f"Of `make demo`: {inside}. Installation takes what the connection and pip's cache allow. Nothing after it needs "
-        "the network.",
+        f"Of `make demo`: {inside}. Installation takes what the connection and pip's cache allow; nothing after it "
+        "needs the network.",
         "",
     ])  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,7 @@ def _table(rows: list[list[str]]) -> nodes.table:
 
 def readable(text: str) -> str:
     """An annotation as a person writes it: ``jaxtyping.Float[numpy.ndarray, " z"]`` as ``Float["z"]``."""
-    text = QUALIFIED.sub("", MODULES.sub("", text))
+    text = QUALIFIED.sub("", MODULES.sub("", text.replace("~", "").replace("<factory>", "...")))
     return ARRAY.sub(lambda m: f'{m[1]}["{m[3] or "scalar"}"]', text)
 
 
@@ -85,14 +86,15 @@ def _signature(
 
 def escaped(line: str) -> str:
     """A docstring's line without markup: formulas hold * and |, which are no emphasis; literals stay as they are."""
-    return "".join(
-        part if k % 2 else re.sub(r"(?<!\\)([*|])", r"\\\1", part)
-        for k, part in enumerate(re.split(r"(``.*?``)", line))
-    )
+    parts = re.split(r"(``.*?``)", line)
+    return "".join(part if k % 2 else re.sub(r"(?<!\\)([*|])", r"\\\1", part) for k, part in enumerate(parts))
 
 
 def _docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     lines[:] = [escaped(line) for line in lines]
+    if what == "class" and dataclasses.is_dataclass(obj) and isinstance(obj, type):
+        said = [f"- ``{field}``: {escaped(words)}" for field, words in sources.comments(obj).items() if words]
+        lines += ["", *said, ""] if said else []
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
