@@ -41,7 +41,7 @@ napoleon_numpy_docstring = False
 add_module_names = False
 
 # Tutorials are scripts that the build runs; a script that fails, fails the build.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for a busy core cost more than they bring
 warnings.filterwarnings("error", module=r"lungwave(\..*)?")
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",

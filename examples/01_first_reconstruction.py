@@ -8,6 +8,8 @@ sure the reconstruction is, how deep the echoes knew anything, and whether the t
 Half a minute on two cores. Research use only. Not a medical device.
 """
 
+# sphinx_gallery_thumbnail_number = 3
+
 # %%
 # A lung
 # ------

@@ -10,6 +10,8 @@ written down, so that you see which sampler to believe; then a prior of lungs.
 Research use only. Not a medical device.
 """
 
+# sphinx_gallery_thumbnail_number = 1
+
 # %%
 # The operator, and a check before hours of sampling
 # ---------------------------------------------------

@@ -10,6 +10,8 @@ that ignores the data. All three draw plausible pictures; two are caught.
 Research use only. Not a medical device.
 """
 
+# sphinx_gallery_thumbnail_number = 3
+
 # %%
 # Three posteriors of one problem
 # -------------------------------

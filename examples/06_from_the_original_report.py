@@ -10,6 +10,8 @@ with today's commands.
 Research use only. Not a medical device.
 """
 
+# sphinx_gallery_thumbnail_number = 1
+
 # %%
 # The commands of this page are those of a shell. They run in a folder of their own.
 
@@ -61,13 +63,13 @@ print(strips.shape, "grey levels as fractions of air")
 # What the report's network was shown
 # -----------------------------------
 # improved-diffusion enlarges a picture until its *short* side has 256 pixels, and cuts out
-# the middle. Of 256 columns 8 are left, enlarged 32 times. The white frame is what the
+# the middle. Of 256 columns 8 are left, enlarged 32 times. The red frame is what the
 # network saw of the whole map.
 
 figure = plt.figure(figsize=(8.4, 2.9), layout="constrained")
 above, below = figure.subplots(2, 1, height_ratios=(1, 4.2))
 above.imshow(strips[0], vmin=0, vmax=1, aspect="auto")
-above.plot([124, 132, 132, 124, 124], [-0.4, -0.4, 7.4, 7.4, -0.4], "w", lw=2)
+above.plot([124, 132, 132, 124, 124], [-0.4, -0.4, 7.4, 7.4, -0.4], "r", lw=2)
 above.set_title("the map, 8 x 256", fontsize=9)
 seen = openai_view(Image.open(pictures[0]), 256)
 below.imshow(seen[0], vmin=0, vmax=255)

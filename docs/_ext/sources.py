@@ -8,7 +8,7 @@ import inspect
 import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,8 +108,3 @@ def shown(value: Any) -> str:
     if isinstance(value, str):
         return f'"{value}"'
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def unlisted(keys: Sequence[str]) -> list[str]:
-    """Settings without a word of explanation."""
-    return [s.key for t in settings() for s in t.settings if not s.meaning and s.key in keys]
