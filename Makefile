@@ -7,7 +7,7 @@ PYTEST_FLAGS ?= -n 2
 BIN := $(VENV)/bin
 SECONDS_SINCE = echo "$(1): $$(( $$(date +%s) - start )) s"
 
-.PHONY: demo test lint model priors copies posterior clean
+.PHONY: demo test lint docs model priors copies posterior clean
 
 demo: $(VENV)/.core
 	@start=$$(date +%s); $(BIN)/lungwave demo --out $(OUT) && $(call SECONDS_SINCE,demo)
@@ -17,6 +17,11 @@ test: lint
 
 lint: $(VENV)/.dev
 	@start=$$(date +%s); $(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy && $(call SECONDS_SINCE,lint)
+
+# The pages, with every tutorial executed; a warning is an error. LUNGWAVE_TUTORIALS=0 leaves the tutorials out.
+docs: $(VENV)/.docs
+	@start=$$(date +%s); $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html \
+	  && echo "docs/_build/html/index.html" && $(call SECONDS_SINCE,docs)
 
 # The shipped ridge model and its test on lungs of another seed: about half an hour on two cores.
 model: $(VENV)/.core
@@ -99,7 +104,7 @@ posterior: $(VENV)/.core
 	$(BIN)/python benchmarks/transfer.py $(MODELS)
 
 clean:
-	rm -rf $(VENV) $(OUT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OUT) build dist docs/_build docs/tutorials docs/sg_execution_times.rst .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -116,3 +121,7 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.dev: $(VENV)/.core
 	@start=$$(date +%s); $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' \
 	  && touch $@ && $(call SECONDS_SINCE,install of the test tools)
+
+$(VENV)/.docs: $(VENV)/.core
+	@start=$$(date +%s); $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]' \
+	  && touch $@ && $(call SECONDS_SINCE,install of the documentation tools)

@@ -47,6 +47,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "model import": ("cli_models.ModelImport", "OpenAI's .pt or a diffusers folder -> a model that `sample` runs"),
     "model export": ("cli_models.ModelExport", "model -> diffusers folder, or .pt with OpenAI's names"),
     "doctor": ("cli_verbs.Doctor", "what this machine can do with lungwave, and what is wrong with it"),
+    "completion": ("cli_completion.Completion", "completion of all this for bash, zsh or tcsh"),
     "data info": ("cli_verbs.DataInfo", "what an RF file holds"),
     "data validate": ("cli_verbs.DataValidate", "check an RF file against the format"),
     "data convert": ("cli_verbs.DataConvert", "other formats -> RF file or map images"),

@@ -431,18 +431,26 @@ class Doctor(Options):
 
     out: Path = Path()
     """Where results would go."""
+    size: tuple[int, int] | None = None
+    """Rows and columns of maps to train on: do they divide, and where does attention land?"""
 
     def work(self) -> dict[str, Any]:
         """The findings."""
         from lungwave import doctor
 
-        return doctor.examine(self.out).to_json()
+        return doctor.examine(self.out, self._size).to_json()
+
+    @property
+    def _size(self) -> tuple[int, int] | None:
+        if self.size is not None and min(self.size) < 1:
+            raise UsageError(f"--size {self.size[0]} {self.size[1]}: give rows and columns, each at least 1")
+        return self.size
 
     def run(self) -> None:
         """Print the findings; LungwaveError where something is wrong."""
         from lungwave import doctor
 
-        health = doctor.examine(self.out)
+        health = doctor.examine(self.out, self._size)
         if self.json:
             show(health.to_json(), as_json=True, quiet=self.quiet)
         elif not self.quiet:

@@ -55,7 +55,7 @@ class ProbeConfig(_Canonical):
 class SequenceConfig(_Canonical):
     """Transmit events."""
 
-    kind: Literal["plane", "focused", "matrix"] = "plane"
+    kind: Literal["plane", "focused", "matrix"] = "plane"  # "matrix": one element fires, all listen
     angles: tuple[float, ...] = (-8.0, 0.0, 8.0)  # [deg] plane waves; positive steers towards +x
     focus: float = 20.0 * MM  # [m] depth of the focus, "focused" only
     events: int = 16  # number of events, "focused" (walking aperture) and "matrix" (first elements) only
@@ -70,9 +70,9 @@ class GridConfig(_Canonical):
     depth: float = 11.2 * MM  # [m]
     width: float = 9.6 * MM  # [m] of the window of one event
     time_step: float = 13.4 * NS  # [s]
-    steps: int = 1195
+    steps: int = 1195  # of the solver; steps * time_step is the length of the record
     order: Literal[2, 4, 6, 8] = 8  # spatial order; time dispersion is always corrected
-    pml_cells: int = 20
+    pml_cells: int = 20  # width of the absorbing layer
     attenuation: bool = True  # one relaxation mechanism, exact at the centre frequency
     gradient_stride: int = 5  # steps between stored fields of the adjoint; divides ``steps``
 
@@ -129,11 +129,11 @@ class LungConfig(_Canonical):
     septum: float = 50 * UM  # [m] septal thickness
     disorder: float = 0.3  # std of a seed around its hexagonal place, in units of the spacing
     duct_fraction: Range = (0.0, 0.2)  # share of cells merged into ducts of 2-6
-    categories: tuple[str, ...] = ("healthy", "interstitial", "consolidation")
-    weights: tuple[float, ...] = (1.0, 1.0, 1.0)
-    rib_probability: float = 0.0
-    effusion_probability: float = 0.0
-    pneumothorax_probability: float = 0.0
+    categories: tuple[str, ...] = ("healthy", "interstitial", "consolidation")  # also "fibrosis"
+    weights: tuple[float, ...] = (1.0, 1.0, 1.0)  # how often each category is drawn, one to another
+    rib_probability: float = 0.0  # of a rib across the window
+    effusion_probability: float = 0.0  # of fluid between the pleurae
+    pneumothorax_probability: float = 0.0  # of air between the pleurae
     bases: int = 0  # base anatomies that cases share; 0 = every case has its own
     oversampling: int = 2  # truth is rasterised this much finer than the solver's grid
 
@@ -143,8 +143,8 @@ class MapConfig(_Canonical):
     """Aeration maps, pleura-flattened: row 0 touches the visceral pleura."""
 
     pixel: float = 0.1 * MM  # [m]
-    rows: int = 64
-    columns: int = 64
+    rows: int = 64  # pixels down from the pleura
+    columns: int = 64  # pixels across
     sigma_sharp: float = 0.15 * MM  # [m] about one alveolus
     sigma_smooth: float = 0.5 * MM  # [m] a 1-2 mm window
     bands: tuple[float, ...] = (0.0, 0.5 * MM, 1.0 * MM, 2.0 * MM, 4.0 * MM, 6.0 * MM)  # [m] edges

@@ -19,16 +19,19 @@ from lungwave.acoustics.forward import Simulator
 from lungwave.config import preset
 from lungwave.data.generate import seconds_per_case
 from lungwave.models.checkpoint import ABOUT, WEIGHTS, load_model, plain
-from lungwave.models.unet import describe
+from lungwave.models.unet import UNetConfig, describe
 from lungwave.phantom.anatomy import draw, rasterise
 from lungwave.posterior.reconstruct import DEFAULT, load_any_model
+from lungwave.prior.build import fitted
 from lungwave.repro import sha256, versions
 from lungwave.shipped import PRIOR, SHIPPED
-from lungwave.types import LungwaveError
+from lungwave.types import LungwaveError, UsageError
 
 State = Literal["fine", "note", "wrong"]
 PRODUCT = 1024  # rows of the matrix product that is timed
 ROOM = 2**30  # bytes that a disk should have left
+COARSER = 8  # times fewer pixels that the coarsest level should have
+DIVISOR = 8  # that sizes should have, for three halvings
 ADJOINT = 1e-4  # of the wave solver's dot test; it computes in single precision
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -68,8 +71,8 @@ class Health:
                 yield f"{'':28} -> {finding.cure}"
 
 
-def examine(folder: Path) -> Health:
-    """Look at everything; ``folder`` is where results would go. Takes a few seconds."""
+def examine(folder: Path, size: tuple[int, int] | None = None) -> Health:
+    """Look at everything; ``folder`` is where results would go, ``size`` that of maps to train on. A few seconds."""
     numbers: dict[str, float] = {}
     looks: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
         ("environment", _environment),
@@ -77,6 +80,7 @@ def examine(folder: Path) -> Health:
         ("device", _devices),
         ("disk", lambda: _disk(folder)),
         ("models", _models),
+        ("maps", lambda: _maps(size)),
         ("wave equation", _waves),
         ("speed", lambda: _speed(numbers)),
     )
@@ -145,6 +149,27 @@ def _models() -> Iterator[Finding]:
             yield Finding(path.name, "wrong", str(error), "install lungwave again")
     if not (SHIPPED / DEFAULT / ABOUT).exists():
         yield Finding(DEFAULT, "wrong", "the default model is not there", "install lungwave again")
+
+
+def _maps(size: tuple[int, int] | None) -> Iterator[Finding]:
+    """Whether the network that `lungwave train` makes by default goes down and up on maps of this size."""
+    if size is None:
+        return
+    what = f"maps of {size[0]} x {size[1]}"
+    try:
+        network = fitted(UNetConfig(channels=32, channel_mult=(1, 2, 2, 2)), size, None)
+        net = describe(network, size)
+    except UsageError as error:
+        yield Finding(what, "note", str(error), "give them rows and columns divisible by 8")
+        return
+    down = network.reduction()
+    said = (
+        f"levels {', '.join(net['levels'])}; attention at {', '.join(net['attention'])}; {net['gmac']:.2f} GMAC a call"
+    )
+    small = down[0] * down[1] >= COARSER
+    padded = " x ".join(str(-(-n // DIVISOR) * DIVISOR) for n in size)
+    yield Finding(what, "fine" if small else "note", said if small else f"{said}; odd sizes cannot be halved",
+                  "" if small else f"pad them to {padded}, or training is slow and sees no far neighbours")  # fmt: skip
 
 
 def _waves() -> Iterator[Finding]:

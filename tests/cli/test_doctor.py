@@ -51,3 +51,14 @@ def test_a_place_that_cannot_be_written_is_wrong(monkeypatch: pytest.MonkeyPatch
     health = doctor.examine(tmp_path / "not" / "there")
     (disk,) = [f for f in health.findings if f.what == "disk"]
     assert disk.state == "wrong" and "read-only" in disk.said and not health.well
+
+
+@pytest.mark.usefixtures("quick")
+def test_maps_to_train_on_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--size", "8", "256"]) == 0
+    said = capsys.readouterr().out
+    assert "maps of 8 x 256" in said and "levels 8 x 256, 8 x 128, 8 x 64, 4 x 32; attention at" in said
+    assert main(["doctor", "--size", "7", "255"]) == 0
+    assert "pad them to 8 x 256" in capsys.readouterr().out
+    assert main(["doctor", "--size", "0", "64"]) == 2
+    assert "--size 0 64" in capsys.readouterr().err

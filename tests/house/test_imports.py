@@ -45,6 +45,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "lungwave.cli_learn",
         "lungwave.cli_models",
         "lungwave.cli_evaluate",
+        "lungwave.cli_completion",
         "lungwave.__main__",
     ),
 )

@@ -155,6 +155,7 @@ def test_tested_versions_satisfy_the_lower_bounds() -> None:
         r.name.lower(): str(r.specifier).removeprefix("==")
         for r in map(Requirement, (x for x in lines if not x.startswith("#")))
     }
-    for line in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+    extras = project["optional-dependencies"]
+    for line in [*project["dependencies"], *extras["dev"], *extras["docs"]]:
         wanted = Requirement(line)
         assert wanted.specifier.contains(pinned[wanted.name.lower()]), line
