@@ -204,12 +204,21 @@ class Features:
                 f"the features were fitted to {self.size[0]} x {self.size[1]} maps, not {maps.shape[1]} x "
                 f"{maps.shape[2]}; compare maps of one size"
             )
-        z = (EXTRACTORS[self.name](maps) - self.centre) / self.scale
+        return self.scaled(EXTRACTORS[self.name](maps))
+
+    def scaled(self, found: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+        """What the extractor found, on the reference's scale."""
+        z = (found - self.centre) / self.scale
         return 3 * np.tanh(z / 3) if self.bounded else z
 
 
 def fit_features(name: str, reference: Float[np.ndarray, "n z x"]) -> Features:
-    """Extractor ``name`` with the centre and scale of real maps.
+    """Extractor ``name`` with the centre and scale of real maps."""
+    return fitted(name, reference)[0]
+
+
+def fitted(name: str, reference: Float[np.ndarray, "n z x"]) -> tuple[Features, Float[np.ndarray, "n d"]]:
+    """The same, and the features of these maps.
 
     Pixels share one scale; the other features are scaled one by one, floored at a tenth of the median scale, because
     a nearly constant feature would otherwise let a few maps decide, and bounded for the same reason.
@@ -222,4 +231,5 @@ def fit_features(name: str, reference: Float[np.ndarray, "n z x"]) -> Features:
         scale = np.full_like(spread, max(float(np.sqrt(np.square(spread).mean())), POINT))
     else:
         scale = np.maximum(spread, max(0.1 * float(np.median(spread)), POINT))
-    return Features(name, (reference.shape[1], reference.shape[2]), centre, scale, name != "pixels")
+    features = Features(name, (reference.shape[1], reference.shape[2]), centre, scale, name != "pixels")
+    return features, features.scaled(found)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from lungwave.evaluate.features import EXTRACTORS, check_maps, check_same_size, fit_features
+from lungwave.evaluate.features import EXTRACTORS, check_maps, check_same_size, fitted
 from lungwave.evaluate.statistics import histogram_distance, statistics
 from lungwave.repro import stream
 from lungwave.types import UsageError
@@ -225,8 +225,8 @@ def extracted(
     """
     sets, found = _checked(samples, train, held_out), {}
     for name in names:
-        features = fit_features(name, sets[1])
-        found[name] = Featured(*(features(maps) for maps in sets))
+        features, seen = fitted(name, sets[1])
+        found[name] = Featured(features(sets[0]), seen, features(sets[2]))
     return found
 
 

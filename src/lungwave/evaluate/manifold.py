@@ -17,6 +17,7 @@ from lungwave.types import UsageError
 
 NEIGHBOURS = 5  # of a set's own maps within whose distance another counts as near (both papers take 3 to 5)
 BLOCK = 1024  # rows of distances at a time
+CHUNK = 32  # pairs at a time
 PAIRS = 500  # of maps whose similarity is measured
 SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # weights of MS-SSIM, finest first (Wang et al. 2003)
 
@@ -127,4 +128,5 @@ def diversity(maps: Float[np.ndarray, "n z x"], seed: int = 0, pairs: int = PAIR
     if low < WINDOW:  # a strip of fewer rows than a window is taken twice as high until it fits
         factor = -(-WINDOW // low)
         maps = zoom(maps, (1, factor, 1) if maps.shape[1] == low else (1, 1, factor), order=0)
-    return float(ms_ssim(maps[first], maps[second]).mean())
+    chunks = [slice(start, start + CHUNK) for start in range(0, pairs, CHUNK)]
+    return float(np.concatenate([ms_ssim(maps[first[part]], maps[second[part]]) for part in chunks]).mean())

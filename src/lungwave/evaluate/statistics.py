@@ -16,6 +16,7 @@ from lungwave.repro import stream
 
 DRAWS = 1000  # bootstrap draws
 TISSUE, AIR = 0.02, 0.98  # a pixel beyond these counts as pure
+CHUNK = 64  # maps at a time
 CHORD = 0.5  # a pixel above this is air where chords are counted
 
 Functional = Callable[[np.ndarray, int], np.ndarray]  # mean moments [draw, p], number of maps -> statistic [draw]
@@ -25,18 +26,29 @@ Functional = Callable[[np.ndarray, int], np.ndarray]  # mean moments [draw, p], 
 class Statistic:
     """A number of a set of maps that depends on them through a mean of per-map moments, so that resampling is cheap."""
 
-    moments: Callable[[Float[np.ndarray, "n z x"]], Float[np.ndarray, "n p"]]
+    moments_of_some: Callable[[Float[np.ndarray, "n z x"]], Float[np.ndarray, "n p"]]
     functional: Functional
+
+    def moments(self, maps: Float[np.ndarray, "n z x"]) -> Float[np.ndarray, "n p"]:
+        """Moments of each map; a few maps at a time, so that memory is bounded."""
+        parts = [self.moments_of_some(maps[start : start + CHUNK]) for start in range(0, len(maps), CHUNK)]
+        return np.concatenate(parts)
 
     def of(self, maps: Float[np.ndarray, "n z x"]) -> float:
         """The statistic; NaN where it is not defined."""
-        return float(self.functional(self.moments(maps).mean(0, keepdims=True), len(maps))[0])
+        return self.value(self.moments(maps))
 
-    def bootstrap(self, maps: Float[np.ndarray, "n z x"], generator: np.random.Generator) -> Float[np.ndarray, " draw"]:
+    def value(self, moments: Float[np.ndarray, "n p"]) -> float:
+        """The statistic of maps with these moments; NaN where it is not defined."""
+        return float(self.functional(moments.mean(0, keepdims=True), len(moments))[0])
+
+    def bootstrap(
+        self, moments: Float[np.ndarray, "n p"], generator: np.random.Generator
+    ) -> Float[np.ndarray, " draw"]:
         """The statistic of resampled sets."""
-        n = len(maps)
+        n = len(moments)
         weights = generator.multinomial(n, np.full(n, 1 / n), size=DRAWS) / n
-        return self.functional(weights @ self.moments(maps), n)
+        return self.functional(weights @ moments, n)
 
 
 def _mean(maps: np.ndarray) -> np.ndarray:
@@ -122,7 +134,10 @@ STATISTICS: dict[str, Statistic] = {
 def histogram_distance(a: Float[np.ndarray, "n z x"], b: Float[np.ndarray, "m z x"]) -> float:
     """1-Wasserstein distance between the values of all pixels (fraction): the area between their distributions."""
     edges = np.linspace(0, 1, 1025)
-    below = [np.cumsum(np.histogram(np.clip(v, 0, 1), edges)[0]) / v.size for v in (a, b)]
+    below = []
+    for maps in (a, b):
+        parts = (np.histogram(np.clip(maps[k : k + CHUNK], 0, 1), edges)[0] for k in range(0, len(maps), CHUNK))
+        below.append(np.cumsum(sum(parts)) / maps.size)
     return float(np.abs(below[0] - below[1]).sum() / 1024)
 
 
@@ -144,8 +159,9 @@ def statistics(
     found: dict[str, dict[str, Any]] = {}
     for name, statistic in STATISTICS.items():
         generator = stream(seed, f"bootstrap/{name}")
-        ours, real = statistic.of(samples), statistic.of(held_out)
-        draws = statistic.bootstrap(samples, generator), statistic.bootstrap(held_out, generator)
+        moments = statistic.moments(samples), statistic.moments(held_out)
+        ours, real = (statistic.value(part) for part in moments)
+        draws = [statistic.bootstrap(part, generator) for part in moments]
         with np.errstate(divide="ignore", invalid="ignore"):
             relative = draws[0] / draws[1] - 1
         relative = relative[np.isfinite(relative)]
