@@ -120,8 +120,8 @@ found = judged("deaf")
 # What lungwave's own posterior says
 # ----------------------------------
 # The same figures, for lungs, are in :doc:`/results/reconstruction`, and they are not all
-# good: 90 % intervals of the shipped posterior hold the truth in 95 %, which is too wide,
-# and its ranks leave their bands. That table is made by
+# good: 90 % intervals of the shipped posterior hold the truth in 93 to 94 %, and the ranks of
+# the first 2 mm leave their bands: a little too wide. That table is made by
 #
 # .. code-block:: console
 #

@@ -189,8 +189,9 @@ class Simulator:
         for case in range(cases):
             for events in _chunks(range(self.scan.transmits), self.shots_per_call):
                 one = leaves.map(partial(torch.narrow, dim=0, start=case, length=1))
-                part = self._run(one, events, self.discretisation)
-                (part * cotangent[case : case + 1, events]).sum().backward()
+                with torch.enable_grad():
+                    part = self._run(one, events, self.discretisation)
+                part.backward(cotangent[case : case + 1, events])
                 rf[case : case + 1, events] = part.detach()
         self.cost.adjoint += cases * self.scan.transmits
         return rf, leaves.map(lambda leaf: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)

@@ -126,6 +126,23 @@ class Counted:
         return self.inner.vjp(x, u)
 
 
+@runtime_checkable
+class Noise(Protocol):
+    """What a recording holds beside the model's echoes; samplers whiten with it, and take its log density."""
+
+    def whiten(self, residual: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+        """Residuals in standard deviations of the noise; linear, and its own adjoint."""
+        ...
+
+    def log_prob(self, residual: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
+        """Log density of each case, without its constant."""
+        ...
+
+    def chi2(self, residual: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
+        """Mean square of the whitened residual: 1 where model and noise are right."""
+        ...
+
+
 @dataclass(frozen=True)
 class GaussianNoise:
     """Independent Gaussian noise of known standard deviation, one number or one for each entry of a recording.

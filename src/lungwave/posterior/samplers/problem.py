@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lungwave.models.precond import Denoiser
-from lungwave.posterior.likelihood import Counted, Forward, GaussianNoise, quarantined
+from lungwave.posterior.likelihood import Counted, Forward, Noise, quarantined
 from lungwave.sample import Randomness
 from lungwave.types import LungwaveError, UsageError
 
@@ -39,7 +39,7 @@ class Problem:
     y: Float[Tensor, "n ..."]
     forward: Forward
     denoiser: Denoiser
-    noise: GaussianNoise
+    noise: Noise
     shape: tuple[int, int, int]  # (c, z, x) of a map
     unknown: Unknown | None = None  # None = noise and gain are what they are said to be
 
