@@ -99,7 +99,8 @@ def table(steps: list[Step], parts: dict[str, float], load: tuple[float, float])
     return "\n".join([
         "# The newcomer's path",
         "",
-        f"Made by `python benchmarks/newcomer.py`; {os.cpu_count()} cores, load {load[0]:.1f} at the start and {load[1]:.1f} at the end, {about}.",
+        f"Made by `python benchmarks/newcomer.py`; {os.cpu_count()} cores, load {load[0]:.1f} at the start and "
+        f"{load[1]:.1f} at the end, {about}.",
         "",
         f"From nothing to the first report: **{first:.0f} s**. From there to a report of one's own file: "
         f"**{sum(step.seconds for step in steps[2:]):.0f} s**.",
