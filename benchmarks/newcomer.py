@@ -90,7 +90,7 @@ def walk(source: str, folder: Path) -> tuple[list[Step], dict[str, float]]:
     return steps, {name: float(value.removesuffix(" s")) for name, value in parts.items()}
 
 
-def table(steps: list[Step], parts: dict[str, float], load: float) -> str:
+def table(steps: list[Step], parts: dict[str, float], load: tuple[float, float]) -> str:
     """The page."""
     first = sum(step.seconds for step in steps[:2])
     about = ", ".join(f"{name} {number}" for name, number in versions().items())
@@ -99,7 +99,8 @@ def table(steps: list[Step], parts: dict[str, float], load: float) -> str:
     return "\n".join([
         "# The newcomer's path",
         "",
-        f"Made by `python benchmarks/newcomer.py`; {os.cpu_count()} cores, load {load:.1f} at the start, {about}.",
+        f"Made by `python benchmarks/newcomer.py`; {os.cpu_count()} cores, load {load[0]:.1f} at the start and "
+        f"{load[1]:.1f} at the end, {about}.",
         "",
         f"From nothing to the first report: **{first:.0f} s**. From there to a report of one's own file: "
         f"**{sum(step.seconds for step in steps[2:]):.0f} s**.",
@@ -120,11 +121,12 @@ def main() -> None:
     parser.add_argument("--source", default=str(ROOT), help="what to clone")
     parser.add_argument("--keep", type=Path, help="work in this folder, and leave it")
     args = parser.parse_args()
-    load = os.getloadavg()[0]
+    before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         steps, parts = walk(args.source, folder)
+    load = (before, os.getloadavg()[0])
     results = ROOT / "docs" / "results"
     with atomic_path(results / "newcomer.md") as page:
         page.write_text(table(steps, parts, load), encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sources
@@ -97,10 +98,27 @@ def _docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines:
         lines += ["", *said, ""] if said else []
 
 
+def within(text: str, page: Path, root: Path) -> str:
+    """A page without links to Markdown outside the documentation, such as SECURITY.md: only a code host shows those."""
+
+    def plain(link: re.Match[str]) -> str:
+        target = (page.parent / link[2]).resolve()
+        return link[0] if target.is_relative_to(root) or not target.is_file() else link[1]
+
+    return re.sub(r"\[([^\]]+)\]\(((?:\.\./)+[^)#\s]+\.md)\)", plain, text)
+
+
+def _source(app: Sphinx, docname: str, content: list[str]) -> None:
+    page = Path(app.env.doc2path(docname))
+    if page.suffix == ".md":
+        content[0] = within(content[0], page, Path(app.srcdir))
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """What Sphinx calls."""
     app.add_directive("commands", Commands)
     app.add_directive("settings", Settings)
+    app.connect("source-read", _source)
     app.connect("autodoc-process-signature", _signature)
     app.connect("autodoc-process-docstring", _docstring, priority=400)  # before the sections are parsed
     return {"parallel_read_safe": True}
