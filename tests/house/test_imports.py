@@ -45,6 +45,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "lungwave.cli_learn",
         "lungwave.cli_models",
         "lungwave.cli_evaluate",
+        "lungwave.cli_view",
         "lungwave.__main__",
     ),
 )
@@ -55,6 +56,8 @@ ENGINES = {
     "jinja2": "lungwave.report",
     "markdown_it": "lungwave.page",
     "torch.distributed": "lungwave.training.ranks",
+    "starlette": "lungwave.viewer.app",
+    "uvicorn": "lungwave.viewer.serve",
 }
 TORCH_FREE = (
     "lungwave.types",
