@@ -130,7 +130,13 @@ def read_frames(
 
 
 def reconstruct_frames(
-    recording: Recording, cases: CaseTable | None, names: list[str], model: AnyModel, samples: int, seed: int, **how: Any
+    recording: Recording,
+    cases: CaseTable | None,
+    names: list[str],
+    model: AnyModel,
+    samples: int,
+    seed: int,
+    **how: Any,
 ) -> list[Reconstruction]:
     """Results of what ``read_frames`` gave; ``how`` as in ``reconstruct``."""
     return reconstruct(

@@ -37,9 +37,9 @@ def expected_air(config: Config, index: int) -> float:
     """Mean chance that a point of the map lies in air (fraction 0-1, septa left out)."""
     category = config.lung.categories[0]
     lung = draw_pathology(config, stream(config.seed, f"phantom/lung/{category}", index), category, 0.0)
-    depth, x = np.meshgrid(
+    rows, columns = np.meshgrid(
         (np.arange(GRID) + 0.5) / GRID * config.map.bands[-1],
         ((np.arange(GRID) + 0.5) / GRID - 0.5) * config.map.columns * config.map.pixel,
     )
-    depth, x = depth.ravel(), x.ravel()
+    depth, x = rows.ravel(), columns.ravel()
     return float((lung.probability(depth, x) * (1 - FILLED * lung.narrowed(depth, x))).mean())

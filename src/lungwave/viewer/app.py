@@ -126,14 +126,13 @@ class _Desk:
 
     async def about(self, request: Request) -> Response:
         limits = self.setup.limits
-        return JSONResponse(
-            {
-                "version": __version__, "notice": RESEARCH_USE, "models": list(self.setup.models),
-                "samplers": orders.SAMPLERS, "categories": list(orders.CATEGORIES), "trained": orders.TRAINED,
-                "snrs": list(orders.SNRS), "bounds": orders.BOUNDS, "suffixes": list(intake.SUFFIXES),
-                "upload": limits.upload, "frames": limits.frames,
-            }  # fmt: skip
-        )
+        offered = {
+            "version": __version__, "notice": RESEARCH_USE, "models": list(self.setup.models),
+            "samplers": orders.SAMPLERS, "categories": list(orders.CATEGORIES), "trained": orders.TRAINED,
+            "snrs": list(orders.SNRS), "bounds": orders.BOUNDS, "suffixes": list(intake.SUFFIXES),
+            "upload": limits.upload, "frames": limits.frames,
+        }  # fmt: skip
+        return JSONResponse(offered)
 
     async def jobs_list(self, request: Request) -> Response:
         ready = self.jobs.worker is not None

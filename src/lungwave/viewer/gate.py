@@ -93,9 +93,8 @@ class Gate:
             await self.app(scope, receive, guarded)
             return
         status, said = refusal
-        await guarded(
-            {"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain; charset=utf-8")]}
-        )
+        kind = [(b"content-type", b"text/plain; charset=utf-8")]
+        await guarded({"type": "http.response.start", "status": status, "headers": kind})
         await guarded({"type": "http.response.body", "body": said.encode()})
 
     def _refusal(

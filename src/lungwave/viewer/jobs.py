@@ -237,12 +237,11 @@ class Jobs:
 
     async def _do(self, job: Job, worker: Worker) -> None:
         job.state, job.begun = "running", time.monotonic()
-        await worker.tell(
-            {
-                "job": job.id, "kind": job.kind, "settings": dataclasses.asdict(job.order), "folder": str(job.folder),
-                "model": str(job.model), "path": str(job.upload), "name": job.title, "erase": job.erase,
-            }  # fmt: skip
-        )
+        words = {
+            "job": job.id, "kind": job.kind, "settings": dataclasses.asdict(job.order), "folder": str(job.folder),
+            "model": str(job.model), "path": str(job.upload), "name": job.title, "erase": job.erase,
+        }  # fmt: skip
+        await worker.tell(words)
         limit, why = self.limits.job, "it took longer than a job may take"
         if job.kind == "file":
             limit, why = self.limits.reading, "the file took too long to read; is it damaged?"
@@ -292,6 +291,5 @@ class Jobs:
             job.files.clear()
         erase(job.folder)
         over = [other for other in self.all.values() if other.over]
-        while over[1:] and (sum(other.bytes for other in over) > self.limits.kept or len(over) > 4 * self.limits.waiting):
+        while over[1:] and (sum(o.bytes for o in over) > self.limits.kept or len(over) > self.limits.listed):
             self.all.pop(over.pop(0).id, None)
-

@@ -19,5 +19,6 @@ class Limits:
     reading: float = 60.0  # [s] to read one file
     job: float = 1800.0  # [s] for a whole job
     waiting: int = 12  # jobs in the queue
+    listed: int = 40  # finished jobs that are remembered
     kept: int = 200 * MB  # [byte] of finished results in memory; the oldest go first
     frames: int = 8  # of one file that are reconstructed, the first ones

@@ -84,13 +84,13 @@ class MorphOrder(Drawing):
 
 
 Order: TypeAlias = FileOrder | PhantomOrder | PriorOrder | MorphOrder
-ORDERS: dict[str, type[FileOrder] | type[PriorOrder] | type[MorphOrder]] = {
+ORDERS: dict[str, type[FileOrder | PriorOrder | MorphOrder]] = {
     "file": FileOrder,
     "phantom": PhantomOrder,
     "prior": PriorOrder,
     "morph": MorphOrder,
 }
-T = TypeVar("T", FileOrder, PriorOrder, MorphOrder)
+T = TypeVar("T", bound=Drawing)
 
 
 def read_order(kind: Any, given: Any, models: tuple[str, ...]) -> Order:

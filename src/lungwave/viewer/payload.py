@@ -1,4 +1,4 @@
-"""Results as a browser takes them: facts as JSON, arrays as one run of bytes, scales and colours those of the report."""
+"""Results as a browser takes them: facts as JSON, arrays as one run of bytes, scales and colours of the report."""
 
 from __future__ import annotations
 

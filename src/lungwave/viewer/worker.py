@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
         order = orders.get()
         job = order["job"]
         try:
-            _do(order, limits, lambda job=job, **words: tell(job=job, **words))  # type: ignore[misc]
+            _do(order, limits, lambda job=job, **words: tell(job=job, **words))
         except LungwaveError as error:
             tell(job=job, state="failed", message=" ".join(str(error).split()))
         except MemoryError:

@@ -51,7 +51,7 @@ export function paint(values, rows, columns, scale, empty) {
 export function ticks(low, high, most) {
   const rough = (high - low) / Math.max(1, most);
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough * 0.999);
+  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough * 0.8);
   const found = [];
   for (let tick = Math.ceil(low / step - 1e-9) * step; tick <= high + 1e-9 * step; tick += step) found.push(tick + 0);
   return found;
@@ -170,11 +170,13 @@ export class Panel {
       line(context, x - 4, at, x, at);
       context.fillText(signed(tick, Number.isInteger(tick) ? 0 : 1), x - 6, at);
     }
-    context.textAlign = "right";
+    const [down, across] = [`\u2193 ${this.vertical}`, `\u2192 ${this.horizontal}`];
     context.textBaseline = "alphabetic";
-    context.fillText(`\u2192 ${this.horizontal}`, x + width, y + height + 29);
     context.textAlign = "left";
-    context.fillText(`\u2193 ${this.vertical}`, x, y + height + 29);
+    context.fillText(down, x, y + height + 29);
+    if (context.measureText(down).width + context.measureText(across).width + 10 > width) return;
+    context.textAlign = "right";
+    context.fillText(across, x + width, y + height + 29);
   }
 
   toX(mm) {

@@ -18,7 +18,7 @@ const DEMO_SEED = 2026;
 const at = (id) => document.getElementById(id);
 const result = new ResultView(at("result"), at("live"));
 const prior = new PriorView(at("lungs"), (settings) => send("morph", settings, "prior"));
-const state = { tab: "reconstruct", known: {}, jobs: [], ready: false, chosen: {}, shown: {}, homes: {}, loading: null };
+const state = { tab: "reconstruct", known: {}, jobs: [], ready: false, chosen: {}, shown: {}, homes: {}, turns: {}, loading: null };
 
 // ------------------------------------------------------------------------------------------------------------ asking
 
@@ -28,11 +28,13 @@ async function send(kind, settings, tab, error = null) {
 
 async function submit(how, tab, error) {
   say(error, "");
+  const turn = (state.turns[tab] = (state.turns[tab] ?? 0) + 1);
   try {
     const id = await how();
     state.homes[id] = tab;
-    state.chosen[tab] = id;
+    if (turn === state.turns[tab]) state.chosen[tab] = id; // the newest wish wins, whichever answer comes first
     await look();
+    if (matchMedia("(max-width: 900px)").matches) at("stage").scrollIntoView(); // the forms fill a phone
   } catch (refusal) {
     if (error) say(error, refusal.message);
     else banner(refusal.message);
