@@ -1,4 +1,4 @@
-"""How jobs and viewers end: cancelled, killed, interrupted, out of time; nothing runs on and nothing is left on disk."""
+"""How jobs and viewers end: cancelled, killed, interrupted, out of time; nothing runs on, nothing is left on disk."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from viewer_process import LONG, QUICK, Viewer, until, viewing
 
 from lungwave.posterior.reconstruct import bundled_model
 from lungwave.runs import read_frames, reconstruct_frames
 from lungwave.viewer import private
+from viewer_process import LONG, QUICK, Viewer, until, viewing
 
 
 def gone(process: int) -> bool:

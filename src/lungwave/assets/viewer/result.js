@@ -201,7 +201,7 @@ export class ResultView {
     if (panel.name === "rf") {
       panel.cursor([x, z]);
       const { row, column } = panel.valueAt(x, z) ?? {};
-      if (row != null) this.say([place("element", Math.round(x), ""), place("time", z.toFixed(2), "µs")], [["rf", "RF", panel.traces.data[row * panel.axes.nx + column], (v) => `${signed(100 * v, 1)} % of the largest`]], told);
+      if (row != null) this.say([place("element", Math.round(x), 0, "th element"), place("time", z, 2, "µs")], [["rf", "RF", panel.traces.data[row * panel.axes.nx + column], (v) => `${signed(100 * v, 1)} % of the largest`]], told);
       return;
     }
     const column = map ? Math.round((x - map.x0) / map.dx) : -1;
@@ -216,9 +216,9 @@ export class ResultView {
       else other.cursor(Number.isFinite(deep) ? [x, deep] : null);
     }
     this.profile?.cursor(x);
-    const where = [place("x", signed(x, 2), "mm")];
-    if (Number.isFinite(below)) where.push(place("below", signed(below, 2), "mm below the pleura"));
-    if (Number.isFinite(deep)) where.push(place("deep", deep.toFixed(2), "mm deep"));
+    const where = [place("x", x, 2, "mm")];
+    if (Number.isFinite(below)) where.push(place("below", below, 2, "mm below the pleura"));
+    if (Number.isFinite(deep)) where.push(place("deep", deep, 2, "mm deep"));
     const read = [];
     const value = (name, title, format = (v) => `${percent(v, 1)} %`, held = this.array(name)?.data) => {
       if (!map || !held) return;
@@ -358,7 +358,7 @@ function darken(context, panel, air) {
   context.drawImage(canvas, panel.box.x, panel.box.y, panel.box.width, panel.box.height);
 }
 
-const place = (name, value, unit) => element("span", { "data-name": name, "data-value": value }, element("b", {}, value), ` ${unit}`);
+const place = (name, value, digits, unit) => element("span", { "data-name": name, "data-value": value }, element("b", {}, signed(value, digits)), ` ${unit}`);
 const key = (name, text) => element("span", {}, element("i", { class: `key ${name}` }), text);
 
 function facts(table) {
