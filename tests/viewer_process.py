@@ -110,16 +110,34 @@ class Viewer:
             if path.name != "in-use"
         )
 
-    def children(self) -> list[int]:
-        """Processes that it has started."""
-        listed = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        if not listed.exists():
-            pytest.skip("the kernel does not list children of a process")
-        return [int(child) for child in listed.read_text().split()]
-
     def worker(self) -> int:
         """Process of the worker, once there is one."""
-        return until(lambda: next((c for c in self.children() if b"viewer.worker" in command_line(c)), 0))
+        mine = self.process.pid
+        return until(lambda: next((c for c in children(mine) if b"viewer.worker" in command_line(c)), 0))
+
+    def at_work(self, identity: str) -> int:
+        """Process of a job, once it runs."""
+        until(lambda: self.job(identity)["state"] == "running", 120)
+        return until(lambda: next(iter(children(self.worker())), 0))
+
+
+def children(process: int) -> list[int]:
+    """Processes that a process has started."""
+    if not Path("/proc/thread-self/children").exists():
+        pytest.skip("the kernel does not list children of a process")
+    try:
+        return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except OSError:  # it has ended
+        return []
+
+
+def gone(process: int) -> bool:
+    """Whether a process has ended; one that nobody has asked after yet has too."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return True
+    return state == "Z"
 
 
 def command_line(process: int) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import socket
 import zlib
 from pathlib import Path
@@ -12,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
-from viewer_process import QUICK, UPLOAD, Viewer, until
+from viewer_process import LONG, QUICK, UPLOAD, Viewer, until
 
 MB = 10**6
 
@@ -305,14 +306,17 @@ def test_hdf5_bomb_meets_the_memory_limit(viewer: Viewer) -> None:
     assert viewer.worker() == before
 
 
-def test_worker_is_held_by_the_kernel(viewer: Viewer) -> None:
+def test_jobs_are_held_by_the_kernel(viewer: Viewer) -> None:
     """What the limits are made of."""
-    limits = Path(f"/proc/{viewer.worker()}/limits").read_text()
+    identity = viewer.order("phantom", **LONG)
+    until(lambda: viewer.job(identity)["phase"])
+    limits = Path(f"/proc/{viewer.at_work(identity)}/limits").read_text()
+    viewer.drop(identity)
     held = {line[:25].strip(): line[26:].split()[:2] for line in limits.splitlines()[1:]}
     assert held["Max core file size"] == ["0", "0"]
-    space = int(held["Max address space"][1])
-    assert 4 * 2**30 < space < 64 * 2**30
+    assert 4 * 2**30 < int(held["Max address space"][1]) < 64 * 2**30
     assert int(held["Max file size"][1]) == 2 * 2**30
+    assert int(held["Max cpu time"][0]) <= 1800 * (os.cpu_count() or 1) + 60
 
 
 def test_names_of_files_are_not_logged(viewer: Viewer, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,17 +14,7 @@ import pytest
 from lungwave.posterior.reconstruct import bundled_model
 from lungwave.runs import read_frames, reconstruct_frames
 from lungwave.viewer import private
-from viewer_process import LONG, QUICK, Viewer, until, viewing
-
-
-def gone(process: int) -> bool:
-    """Whether a process has ended; one that nobody has asked after yet has too."""
-    try:
-        state = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except OSError:
-        return True
-    return state == "Z"
-
+from viewer_process import LONG, QUICK, Viewer, children, gone, until, viewing
 
 # ------------------------------------------------------------------------------------------------------------- one job
 
@@ -64,21 +55,22 @@ def test_upload_is_erased_while_its_job_still_runs(viewer: Viewer, rf: Path) -> 
     until(lambda: viewer.on_disk() == [])
 
 
-def test_cancel_in_mid_job_ends_the_work_and_the_next_job_runs(viewer: Viewer) -> None:
-    before = viewer.worker()
+def test_cancel_in_mid_job_ends_its_process_and_the_next_job_runs(viewer: Viewer) -> None:
+    worker = viewer.worker()
     identity = viewer.order("phantom", **LONG)
     next_one = viewer.order("prior", count=1, steps=4)
     job = until(lambda: found if (found := viewer.job(identity))["share"] > 0.36 else None)
     assert job["phase"] == "drawing samples"
     assert 1 < job["left"] < 600
     assert viewer.job(next_one)["ahead"] == 1
+    process = viewer.at_work(identity)
     viewer.drop(identity)
     assert viewer.job(identity)["state"] == "cancelled"
-    until(lambda: gone(before), 5)
+    until(lambda: gone(process), 5)
     assert viewer.ask("GET", f"/api/jobs/{identity}/result")[0] == 404
     assert viewer.wait(next_one, "done")["state"] == "done"
-    assert viewer.worker() != before
-    assert viewer.on_disk() == []
+    assert viewer.worker() == worker
+    until(lambda: viewer.on_disk() == [], 5)
 
 
 def test_cancelled_while_waiting_never_runs(viewer: Viewer) -> None:
@@ -93,13 +85,15 @@ def test_cancelled_while_waiting_never_runs(viewer: Viewer) -> None:
     assert viewer.ask("DELETE", f"/api/jobs/{second}")[0] == 404
 
 
-def test_worker_that_dies_is_said_and_replaced(viewer: Viewer) -> None:
-    until(lambda: viewer.json("/api/jobs")["ready"], 60)
+@pytest.mark.parametrize("whose", ["job", "worker"])
+def test_process_that_dies_is_said_and_replaced(viewer: Viewer, whose: str) -> None:
+    """As where the system runs out of memory."""
     identity = viewer.order("phantom", **LONG)
-    until(lambda: viewer.job(identity)["state"] == "running")
-    os.kill(viewer.worker(), signal.SIGKILL)
+    process, worker = viewer.at_work(identity), viewer.worker()
+    os.kill(process if whose == "job" else worker, signal.SIGKILL)
     job = viewer.wait(identity, "failed")
     assert "memory was short" in job["message"]
+    until(lambda: gone(process), 5)
     again = viewer.order("prior", count=1, steps=4)
     assert viewer.wait(again, "done")["result"]
 
@@ -145,11 +139,11 @@ def test_killed_viewer_leaves_no_process_and_no_file(tmp_path: Path, rf: Path) -
     with viewing(folder) as viewer:
         _, answer = viewer.upload("lung.h5", rf.read_bytes(), samples=64, steps=64)
         until(lambda: viewer.job(answer["id"])["phase"] == "drawing samples", 120)
-        children = viewer.children()
-        assert len(children) == 2
+        processes = [*children(viewer.process.pid), viewer.at_work(answer["id"])]
+        assert len(processes) == 3  # keeper, worker, job
         viewer.process.send_signal(signal.SIGKILL)
         viewer.process.wait()
-        until(lambda: all(gone(child) for child in children), 10)
+        until(lambda: all(map(gone, processes)), 10)
         until(lambda: list(viewer.temporary.glob("lungwave-view-*")) == [], 10)
 
 
@@ -161,11 +155,11 @@ def test_stop_ends_like_every_other_verb(tmp_path: Path, rf: Path, number: int, 
     folder = tmp_path / "temporary"
     folder.mkdir()
     with viewing(folder, rf) as viewer:
-        children = until(lambda: found if len(found := viewer.children()) == 2 else None)
+        processes = until(lambda: found if len(found := children(viewer.process.pid)) == 2 else None)
         assert [job["title"] for job in viewer.json("/api/jobs")["jobs"]] == [rf.name]
         viewer.process.send_signal(number)
         assert viewer.process.wait(20) == code
-        until(lambda: all(gone(child) for child in children), 10)
+        until(lambda: all(map(gone, processes)), 10)
         assert list(folder.iterdir()) == []
         assert rf.exists()
     out, err = viewer.said
@@ -219,3 +213,21 @@ def test_orphaned_worker_is_not_started(tmp_path: Path) -> None:
     """A worker whose viewer has ended before it could ask to be ended with it."""
     words = [sys.executable, "-P", "-m", "lungwave.viewer.worker", "1", "{}", str(tmp_path)]
     assert subprocess.run(words, timeout=60, check=False).returncode == 1
+
+
+def test_worker_without_forks(tmp_path: Path) -> None:
+    """As on systems other than Linux: jobs run in the worker itself, which ends when it is told to stop."""
+    model = Path(private.__file__).parents[1] / "assets" / "models" / "ridge-tiny"
+    words = [sys.executable, "-P", "-m", "lungwave.viewer.worker", str(os.getpid()), "{}", str(model), "plain"]
+    order = {"job": "1", "kind": "prior", "settings": {"count": 1, "steps": 4}, "folder": str(tmp_path)}
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        print(json.dumps(order), file=worker.stdin, flush=True)
+        said = []
+        while not said or said[-1]["state"] != "ended":
+            said.append(json.loads(worker.stdout.readline()))
+        print(json.dumps({"stop": True}), file=worker.stdin, flush=True)
+        assert worker.wait(20) == 0
+    assert [line["state"] for line in said if line["state"] != "running"] == ["ready", "shown", "done", "ended"]
+    assert {path.name for path in tmp_path.iterdir()} == {"result.json", "arrays.bin"}

@@ -22,6 +22,7 @@ from lungwave.viewer.orders import Order
 from lungwave.viewer.private import erase
 
 WARM = 120.0  # [s] for a worker to be ready
+PATIENCE = 5.0  # [s] for a job's process to end
 LINE = 2**16  # [byte] at most of what a worker says at once
 OVER = ("done", "failed", "cancelled")
 SAID = {  # of a worker that ended, by the signal that ended it
@@ -76,7 +77,7 @@ class Job:
 
 
 class Worker:
-    """A process in a group of its own that does one job after the other."""
+    """A process in a group of its own that does one job after the other, each in a child that can be killed."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -109,8 +110,7 @@ class Worker:
         line = await self.process.stdout.readline()
         if not line:
             code = await self.process.wait()
-            name = signal.Signals(-code).name if code < 0 else ""
-            raise LungwaveError(f"the job stopped: {SAID.get(name, f'its process ended ({name or code})')}")
+            raise LungwaveError(why_ended(code))
         said: dict[str, Any] = json.loads(line)
         return said
 
@@ -121,21 +121,26 @@ class Worker:
             self.process.stdin.write(json.dumps(words).encode() + b"\n")
             await self.process.stdin.drain()
 
-    def strike(self) -> None:
-        """End it and whatever it started, now."""
-        with contextlib.suppress(ProcessLookupError):
-            if hasattr(os, "killpg"):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            else:  # Windows
-                self.process.kill()
+    async def stop(self) -> None:
+        """Have it kill the job that it does."""
+        await self.tell({"stop": True})
 
     async def kill(self) -> None:
-        """``strike`` and wait for the end."""
-        if self.process.returncode is None:
-            self.strike()
+        """End it and whatever it started, now."""
+        with contextlib.suppress(ProcessLookupError):
+            if self.process.returncode is None and hasattr(os, "killpg"):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            elif self.process.returncode is None:  # Windows
+                self.process.kill()
         assert self.process.stdin is not None
         self.process.stdin.close()
         await self.process.wait()
+
+
+def why_ended(code: int) -> str:
+    """What is said of a process that ended before its job was done."""
+    name = signal.Signals(-code).name if code < 0 else ""
+    return f"the job stopped: {SAID.get(name, f'its process ended ({name or code})')}"
 
 
 class Jobs:
@@ -146,7 +151,7 @@ class Jobs:
         self.all: dict[str, Job] = {}
         self.worker: Worker | None = None
         self._doing: Job | None = None
-        self._more = asyncio.Event()
+        self._more, self._stopped = asyncio.Event(), asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -202,8 +207,8 @@ class Jobs:
             self.all.pop(job.id, None)
             return
         self._end(job, "cancelled", "cancelled")
-        if job is self._doing and self.worker is not None:
-            self.worker.strike()
+        if job is self._doing:
+            self._stopped.set()
 
     # ------------------------------------------------------------------------------------------------------ the work
 
@@ -237,6 +242,7 @@ class Jobs:
 
     async def _do(self, job: Job, worker: Worker) -> None:
         job.state, job.begun = "running", time.monotonic()
+        self._stopped.clear()
         words = {
             "job": job.id, "kind": job.kind, "settings": dataclasses.asdict(job.order), "folder": str(job.folder),
             "model": str(job.model), "path": str(job.upload), "name": job.title, "erase": job.erase,
@@ -245,24 +251,47 @@ class Jobs:
         limit, why = self.limits.job, "it took longer than a job may take"
         if job.kind == "file":
             limit, why = self.limits.reading, "the file took too long to read; is it damaged?"
-        well = False  # whether the worker itself said that the job is over, and goes on
+        hearing: asyncio.Task[dict[str, Any]] | None = None
+        stopping = asyncio.create_task(self._stopped.wait())
         try:
-            while not job.over:
-                left = job.begun + limit - time.monotonic()
-                said = await asyncio.wait_for(worker.hear(), max(left, 0.0))
-                if said.get("job") == job.id and not job.over:
-                    if said["state"] == "read":
-                        limit, why = self.limits.job, "it took longer than a job may take"
+            while True:
+                hearing = hearing or asyncio.create_task(worker.hear())
+                left = max(job.begun + limit - time.monotonic(), 0.0)
+                await asyncio.wait({hearing, stopping}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                if not hearing.done():  # cancelled, or too late
+                    if not job.over:
+                        self._end(job, "failed", f"stopped after {limit:g} s: {why}")
+                    break
+                said, hearing = hearing.result(), None
+                if said["state"] == "ended":
+                    if not job.over:
+                        self._end(job, "failed", why_ended(said["code"]))
+                    return
+                if said["state"] == "read":
+                    limit, why = self.limits.job, "it took longer than a job may take"
+                if not job.over:
                     self._heard(job, said)
-            well = job.state != "cancelled"
-        except TimeoutError:
-            self._end(job, "failed", f"stopped after {limit:g} s: {why}")
-        except (LungwaveError, ValueError) as error:  # it has ended, or talks nonsense
+            await self._put_down(worker, hearing)
+        except (LungwaveError, ValueError) as error:  # the worker itself has ended, or talks nonsense
             if not job.over:
                 self._end(job, "failed", str(error))
+            await worker.kill()
         finally:
-            if not well:
-                await worker.kill()
+            for task in filter(None, (stopping, hearing)):
+                task.cancel()
+            erase(job.folder)  # once more, now that nobody writes there
+
+    @staticmethod
+    async def _put_down(worker: Worker, hearing: asyncio.Task[dict[str, Any]]) -> None:
+        """Have the job's process killed and wait for its end; where that takes long, the worker goes with it."""
+        await worker.stop()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                said = await hearing
+                while said["state"] != "ended":
+                    said = await worker.hear()
+        except TimeoutError:
+            await worker.kill()
 
     def _heard(self, job: Job, said: Mapping[str, Any]) -> None:
         state = said["state"]
