@@ -31,9 +31,7 @@ class Watched:
         self.asked: list[str] = []
         self.complaints: list[str] = []
         page.on("request", lambda request: self.asked.append(request.url))
-        page.on(
-            "console", lambda said: self.complaints.append(said.text) if said.type in ("error", "warning") else None
-        )
+        page.on("console", lambda said: self.complaints.append(said.text) if complains(said) else None)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.set_default_timeout(WAIT)
         page.goto(viewer.url)

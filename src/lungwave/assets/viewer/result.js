@@ -80,12 +80,12 @@ export class ResultView {
     const truth = whole.truth == null ? null
       : element("p", { class: "truth" }, "truth ", element("b", {}, `${percent(whole.truth)} %`), ", ",
         element("span", { class: whole.inside ? "yes" : "no" }, whole.inside ? "inside" : "outside"));
-    const head = element("div", { class: "headline" },
+    const head = element("div", { class: "headline" }, element("div", {},
       element("h2", {}, `Percent aeration, ${whole.top_mm}–${whole.bottom_mm} mm below the pleura`),
       element("p", { class: "big", id: "estimate", "data-value": whole.estimate }, percent(whole.estimate), element("small", {}, "%")),
       element("p", {}, element("b", { id: "interval", "data-lower": whole.lower, "data-upper": whole.upper }, `${percent(whole.lower)}–${percent(whole.upper)} %`),
         element("span", { class: "quiet" }, ` ${percent(table.level)} % interval`)),
-      truth, facts(table));
+      truth), facts(table));
     const known = whole.truth != null;
     const rows = [...table.bands, whole].map((band) => element("tr", { class: band === whole ? "whole" : null },
       element("th", { scope: "row" }, `${band.top_mm}–${band.bottom_mm} mm`),
@@ -244,6 +244,7 @@ export class ResultView {
   say(where, read, told) {
     const chips = read.filter((item) => Number.isFinite(item[2])).map(([name, title, value, format]) =>
       element("span", { class: "chip", "data-name": name, "data-value": value }, `${title} `, element("b", {}, format(value))));
+    this.readout.classList.add("live");
     this.readout.replaceChildren(element("span", { class: "where" }, ...where), ...chips);
     if (told) {
       clearTimeout(this.telling);
