@@ -353,3 +353,37 @@ def test_every_control_has_a_name(watched: Watched) -> None:
             .map((one) => one.outerHTML)""",
     )
     assert nameless == []
+
+
+def test_report_prints(browser: Any, viewer: Viewer, rf: Path, tmp_path: Path) -> None:
+    """On A4 nothing is clipped or split, colours that mean something are kept, dark becomes light, no page is lost."""
+    job = viewer.wait(viewer.upload("lung.h5", rf.read_bytes(), samples=20)[1]["id"], "done")
+    (tmp_path / "report.html").write_bytes(viewer.ask("GET", f"/api/jobs/{job['id']}/report")[2])
+    viewer.drop(job["id"])
+    wide, tall = round(182 / 25.4 * 96), round(271 / 25.4 * 96)  # A4 less the margins of its @page, in CSS pixels
+    held = browser.new_context(viewport={"width": wide, "height": tall}, color_scheme="dark")
+    page = held.new_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((tmp_path / "report.html").as_uri())
+    page.emulate_media(media="print")
+    beyond = page.eval_on_selector_all(
+        "body *",
+        f"all => all.filter((one) => one.getBoundingClientRect().right > {wide + 1}).map((one) => one.outerHTML)",
+    )
+    assert beyond == []
+    figures = page.eval_on_selector_all(
+        "figure",
+        """all => all.map((one) => [one.offsetHeight, getComputedStyle(one).breakInside,
+            one.scrollWidth > one.clientWidth])""",
+    )
+    assert len(figures) >= 12
+    assert all(height < tall and inside == "avoid" and not cut for height, inside, cut in figures)
+    assert page.evaluate("getComputedStyle(document.querySelector('section.case')).breakBefore") == "page"
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    for mark in (".track", ".legend", ".key"):
+        assert page.evaluate(f"getComputedStyle(document.querySelector('{mark}')).printColorAdjust") == "exact"
+    printed = page.pdf(prefer_css_page_size=True)
+    assert re.findall(rb"/Count (\d+)", printed)[0] == b"3"  # how to read it, the numbers and pictures, the samples
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    held.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import sys
 import webbrowser
@@ -38,10 +39,11 @@ def serve(
             f"--host {host} would let other machines in; add --expose if the network is yours alone (nothing is "
             "encrypted), or leave --host out and use an SSH tunnel"
         )
+    models = _models(model)
     with _listening(host, port) as listener, private_folder() as folder:
         keys = Keys()
         bound = listener.getsockname()[1]
-        setup = Setup(folder, _models(model), limits or Limits(), bound, host, exposed, file and file.resolve())
+        setup = Setup(folder, models, limits or Limits(), bound, host, exposed, file and file.resolve())
         config = uvicorn.Config(
             build(setup, keys), log_config=None, access_log=False, server_header=False, ws="none", http="h11",
             loop="asyncio", lifespan="on", limit_concurrency=64, timeout_graceful_shutdown=PATIENCE,
@@ -61,7 +63,7 @@ def serve(
                 await asyncio.sleep(0.01)
             if server.started:
                 say(named + keys.token)
-                if browser:
+                if browser and _has_screen():
                     await asyncio.to_thread(webbrowser.open, named + keys.ticket())
             await serving
 
@@ -69,13 +71,22 @@ def serve(
 
 
 def _models(extra: Path | None) -> dict[str, Path]:
-    """Name -> folder of the models on offer, the default first."""
+    """Name -> folder of the models on offer, the default first. UsageError for one that cannot be read."""
     found = {name: model_folder(Path(name), ECHOES) for name in MODELS}
     if extra is None:
         return found
     folder = model_folder(extra, ECHOES).resolve()
+    if str(extra) not in found:
+        from lungwave.posterior.reconstruct import load_any_model  # seconds, which shipped models need not cost
+
+        load_any_model(folder)
     name = extra.name if extra.name not in found or folder == found[extra.name].resolve() else f"{extra.name} (yours)"
     return {name: folder, **{other: path for other, path in found.items() if other != name}}
+
+
+def _has_screen() -> bool:
+    """Whether a browser would have a window; on Linux without one it would take over the terminal."""
+    return sys.platform != "linux" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
 def _listening(host: str, port: int) -> socket.socket:
