@@ -13,11 +13,17 @@ from lungwave.config import preset
 from lungwave.data.generate import write_shard
 from viewer_process import UPLOAD, Viewer, until, viewing
 
+SMALL = f"""
+from lungwave.viewer.limits import GIB, MB, Limits
+from lungwave.viewer.serve import serve
+serve(browser=False, limits=Limits(upload={UPLOAD} * MB, memory=GIB), say=lambda url: print(url, flush=True))
+"""
+
 
 @pytest.fixture(scope="session")
 def viewer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewer]:
-    """The viewer that most tests share, with its worker warm."""
-    with viewing(tmp_path_factory.mktemp("viewer"), "--max-upload", UPLOAD) as running:
+    """The viewer that most tests share, with its worker warm; small limits, so that bombs are small."""
+    with viewing(tmp_path_factory.mktemp("viewer"), code=SMALL) as running:
         until(lambda: running.json("/api/jobs")["ready"], 120)
         yield running
 

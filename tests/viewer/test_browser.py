@@ -12,7 +12,7 @@ import pytest
 
 from lungwave.types import RESEARCH_USE
 from lungwave.viewer import payload
-from viewer_process import Viewer, until
+from viewer_process import LONG, UPLOAD, Viewer, until
 
 WAIT = 90_000  # [ms]
 FOUR = ("bmode", "mean", "width", "information")
@@ -200,6 +200,10 @@ def test_cancel_and_bad_file(watched: Watched, viewer: Viewer, tmp_path: Path, r
     page.set_input_files("#file", broken)
     page.wait_for_selector("#job-message:has-text('broken')")
     assert re.match(r"broken\.h5: .*; is it truncated\? copy it again", page.inner_text("#job-message"))
+    (tmp_path / "large.h5").write_bytes(bytes(UPLOAD * 10**6 + 1))
+    page.set_input_files("#file", tmp_path / "large.h5")
+    page.wait_for_selector("#file-error:has-text('20 MB')")
+    assert page.inner_text("#file-error").startswith("large.h5 has 20 MB, more than 20 MB; start 'lungwave view")
     (tmp_path / "lung.txt").write_text("no echoes")
     page.set_input_files("#file", tmp_path / "lung.txt")
     page.wait_for_selector("#file-error:not([hidden])")
@@ -296,6 +300,22 @@ def test_two_tabs_see_the_same_jobs(watched: Watched, viewer: Viewer) -> None:
     other.click("#queue .drop-job")
     page.wait_for_selector("text=Nothing of it was kept.")
     other.close()
+
+
+def test_closed_browser_leaves_the_queue_in_order(browser: Any, viewer: Viewer, rf: Path) -> None:
+    """A page that is closed in the middle of its job: nobody waits for it, and nothing of it stays on disk."""
+    held = browser.new_context()
+    page = Watched(held.new_page(), viewer)
+    page.page.set_input_files("#file", rf)
+    job = until(lambda: next(iter(viewer.json("/api/jobs")["jobs"]), None))
+    held.close()
+    assert viewer.wait(job["id"], "done")["result"]
+    assert viewer.on_disk() == []
+    viewer.drop(job["id"])
+    after = viewer.order("phantom", **LONG)
+    viewer.drop(after)
+    until(lambda: viewer.on_disk() == [])
+    viewer.drop(after)
 
 
 def test_phone_has_no_overflow_and_works_by_touch(phone: Watched, rf: Path) -> None:

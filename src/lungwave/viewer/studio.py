@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -204,7 +205,7 @@ def _more(names: list[str]) -> str:
 
 def _renamed(message: str, upload: Upload) -> str:
     """A message that names the file as its owner does, and no folder of this machine."""
-    return message.replace(str(upload.path), upload.name).replace(upload.path.name, upload.name)
+    return re.sub(f"{re.escape(str(upload.path))}|{re.escape(upload.path.name)}", lambda _: upload.name, message)
 
 
 def warm(model: Path) -> None:

@@ -32,6 +32,7 @@ async function submit(how, tab, error) {
   try {
     const id = await how();
     state.homes[id] = tab;
+    keep("lungwave-homes", JSON.stringify(state.homes), sessionStorage);
     if (turn === state.turns[tab]) state.chosen[tab] = id; // the newest wish wins, whichever answer comes first
     await look();
     if (matchMedia("(max-width: 900px)").matches) at("stage").scrollIntoView(); // the forms fill a phone
@@ -259,12 +260,27 @@ function turnLight() {
   setTheme(dark ? "light" : "dark");
 }
 
-function setTheme(name) {
-  if (name) document.documentElement.dataset.theme = name;
+// Small things that outlive a reload, in browsers that keep any.
+function keep(name, value, where = localStorage) {
   try {
-    if (name) localStorage.setItem("lungwave-theme", name);
+    where.setItem(name, value);
   } catch {
-    // a browser that keeps nothing
+    // kept nowhere
+  }
+}
+
+function kept(name, where = localStorage) {
+  try {
+    return where.getItem(name);
+  } catch {
+    return null;
+  }
+}
+
+function setTheme(name) {
+  if (name) {
+    document.documentElement.dataset.theme = name;
+    keep("lungwave-theme", name);
   }
   result.redraw();
   prior.redraw();
@@ -362,11 +378,8 @@ function listen() {
 
 async function begin() {
   history.replaceState(null, "", location.pathname); // the token has become a cookie
-  try {
-    setTheme(localStorage.getItem("lungwave-theme"));
-  } catch {
-    // a browser that keeps nothing
-  }
+  setTheme(kept("lungwave-theme"));
+  state.homes = JSON.parse(kept("lungwave-homes", sessionStorage) ?? "{}");
   try {
     state.known = await api.about();
   } catch (refusal) {
