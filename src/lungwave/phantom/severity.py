@@ -10,7 +10,7 @@ from lungwave.repro import stream
 from lungwave.types import UsageError
 
 DRAWN = 65  # lungs among which one is chosen
-GRID = 24  # points each way, at which the chance of air is averaged
+GRID = 48  # points each way, at which the chance of air is averaged
 FILLED = 0.3  # share of its air that a partly filled alveolus loses, on average
 
 
