@@ -7,13 +7,19 @@ PYTEST_FLAGS ?= -n 2
 BIN := $(VENV)/bin
 SECONDS_SINCE = echo "$(1): $$(( $$(date +%s) - start )) s"
 
-.PHONY: demo test lint docs model priors copies posterior clean
+.PHONY: demo test lint browser docs model priors copies posterior clean
 
 demo: $(VENV)/.core
 	@start=$$(date +%s); $(BIN)/lungwave demo --out $(OUT) && $(call SECONDS_SINCE,demo)
 
 test: lint
 	@start=$$(date +%s); OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS) && $(call SECONDS_SINCE,tests)
+
+# The browser that the viewer's tests drive; without one they are skipped. Installed where apt-get may.
+browser:
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update \
+	  && DEBIAN_FRONTEND=noninteractive apt-get -qq -y install --no-install-recommends chromium fonts-dejavu-core >/dev/null; } \
+	  || echo "no Chromium here, and apt-get cannot install it; the viewer's browser tests will be skipped" >&2
 
 lint: $(VENV)/.dev
 	@start=$$(date +%s); $(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy && $(call SECONDS_SINCE,lint)

@@ -29,6 +29,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "sample": ("cli_learn.Sample", "trained prior -> new maps: NPZ, PNGs and a grid"),
     "reconstruct": ("cli_verbs.Reconstruct", "RF file -> B-mode, aeration map, percent aeration with interval"),
     "report": ("cli_verbs.Report", "several RF files -> one report"),
+    "view": ("cli_view.View", "recordings, phantoms and priors in the browser, on this machine alone"),
     "evaluate reconstruction": ("cli_evaluate.Reconstruction", "models on unseen cases: errors, calibration, pictures"),
     "evaluate generative": (
         "cli_evaluate.Generative",

@@ -15,6 +15,7 @@ from lungwave.config import Config
 from lungwave.data.convert import load_any
 from lungwave.data.generate import case_table, received, simulate_case
 from lungwave.data.hdf5 import read_cases, write_recording
+from lungwave.data.schema import CaseTable
 from lungwave.posterior.reconstruct import SAMPLES, AnyModel, bundled_model, load_any_model, reconstruct
 from lungwave.posterior.summary import Reconstruction
 from lungwave.progress import Progress
@@ -93,7 +94,7 @@ def reconstruct_files(
     results: list[Reconstruction] = []
     with Progress(len(paths), "reconstruct", quiet=quiet) as progress:
         for path in paths:
-            results += _reconstruct_one(Path(path), used, frames, geometry, samples, seed)
+            results += reconstruct_frames(*read_frames(Path(path), frames, geometry), used, samples, seed)
             progress.advance()
     about = manifest(
         used.config.to_json(),
@@ -106,12 +107,16 @@ def reconstruct_files(
     return _write(results, out, title, about, None)
 
 
-def _reconstruct_one(
-    path: Path, model: AnyModel, frames: range | None, geometry: Path | None, samples: int, seed: int
-) -> list[Reconstruction]:
+def read_frames(
+    path: Path, frames: range | None = None, geometry: Path | None = None, most: int = MOST_FRAMES
+) -> tuple[Recording, CaseTable | None, list[str]]:
+    """Some frames of an RF file (the first ``most``), their truth where the file has it, and a name for each.
+
+    UsageError for a file that is no RF, and for frames that it lacks.
+    """
     recording = load_any(path, geometry)
     total = len(recording.rf)
-    chosen = list(frames if frames is not None else range(min(total, MOST_FRAMES)))
+    chosen = list(frames if frames is not None else range(min(total, most)))
     if not chosen or min(chosen) < 0 or max(chosen) >= total:
         raise UsageError(
             f"{path} has frames 0:{total}, asked for {f'{chosen[0]}:{chosen[-1] + 1}' if chosen else 'none'}"
@@ -120,14 +125,29 @@ def _reconstruct_one(
         cases = read_cases(path, chosen)
     except LungwaveError:
         cases = None  # a foreign file holds no truth
+    some = Recording(recording.rf[chosen], recording.scan, recording.probe_name, recording.description)
+    return some, cases, [f"{path.name}, frame {i} of {total}" for i in chosen]
+
+
+def reconstruct_frames(
+    recording: Recording,
+    cases: CaseTable | None,
+    names: list[str],
+    model: AnyModel,
+    samples: int,
+    seed: int,
+    **how: Any,
+) -> list[Reconstruction]:
+    """Results of what ``read_frames`` gave; ``how`` as in ``reconstruct``."""
     return reconstruct(
-        Recording(recording.rf[chosen], recording.scan, recording.probe_name, recording.description),
+        recording,
         model,
-        names=[f"{path.name}, frame {i} of {total}" for i in chosen],
-        truths=None if cases is None else [cases.truth(i) for i in range(len(chosen))],
+        names=names,
+        truths=None if cases is None else [cases.truth(i) for i in range(len(names))],
         categories=None if cases is None else cases.category,
         samples=samples,
         seed=seed,
+        **how,
     )
 
 

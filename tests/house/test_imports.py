@@ -46,6 +46,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "lungwave.cli_models",
         "lungwave.cli_evaluate",
         "lungwave.cli_completion",
+        "lungwave.cli_view",
         "lungwave.__main__",
     ),
 )
@@ -56,6 +57,8 @@ ENGINES = {
     "jinja2": "lungwave.report",
     "markdown_it": "lungwave.page",
     "torch.distributed": "lungwave.training.ranks",
+    "starlette": "lungwave.viewer.app",
+    "uvicorn": "lungwave.viewer.serve",
 }
 TORCH_FREE = (
     "lungwave.types",

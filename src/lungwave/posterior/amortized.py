@@ -43,7 +43,7 @@ from lungwave.posterior.ridge import RidgeModel
 from lungwave.posterior.ridge import load_model as load_ridge
 from lungwave.posterior.ridge import save_model as save_ridge
 from lungwave.repro import manifest, stream
-from lungwave.sample import Counted, generate
+from lungwave.sample import Callback, Counted, generate
 from lungwave.types import Frames, LungwaveError, UsageError
 
 FORMAT = 1
@@ -146,9 +146,9 @@ class PosteriorModel:
 
     def draw(
         self, rf: Frames, count: int, *, seed: int = 0, names: Sequence[int] | None = None, scan: Scan | None = None,
-        sampler: str = SAMPLER, steps: int = STEPS,
+        sampler: str = SAMPLER, steps: int = STEPS, callback: Callback | None = None,
     ) -> Drawn:  # fmt: skip
-        """``count`` posterior samples of each frame.
+        """``count`` posterior samples of each frame; ``callback`` is told of every step.
 
         Sample k of frame ``names[i]`` is the same in every batch of frames and for every count. Raises UsageError for
         frames that hold values that are not finite.
@@ -165,7 +165,7 @@ class PosteriorModel:
         for i in range(len(rf)):
             name = i if names is None else int(names[i])
             one = known.take(torch.full((count,), i))
-            drawn, calls = self._one(one, count, seed, name, sampler, steps)
+            drawn, calls = self._one(one, count, seed, name, sampler, steps, callback)
             maps.append(drawn)
             bands.append(self.bands(drawn, stream(seed, "posterior/bands", name)))
             kinds.append(self.categories(drawn))
@@ -174,13 +174,13 @@ class PosteriorModel:
         )
 
     def _one(
-        self, cond: Condition, count: int, seed: int, name: int, sampler: str, steps: int
+        self, cond: Condition, count: int, seed: int, name: int, sampler: str, steps: int, callback: Callback | None
     ) -> tuple[Float[np.ndarray, "sample z x"], int]:
         counted = Counted(self.denoiser.denoiser)
         key = int(stream(seed, "posterior", name).integers(2**31))
         drawn = generate(
             counted, (1, *self.size), count, seed=key, sampler=sampler, steps=steps, sigma_min=SIGMA_MIN,
-            sigma_max=SIGMA_MAX, batch=count, cond=cond,
+            sigma_max=SIGMA_MAX, batch=count, cond=cond, callback=callback,
         )  # fmt: skip
         return self.scaling.to_data(drawn)[:, 0].clamp(0, 1).numpy().astype(np.float64), counted.calls
 

@@ -88,9 +88,11 @@ def reconstruct(
     categories: Iterable[str] | None = None,
     samples: int = SAMPLES,
     seed: int = 0,
+    **how: Any,
 ) -> list[Reconstruction]:
     """One result per frame of ``recording``; a posterior model draws ``samples`` of each.
 
+    ``how`` goes to ``PosteriorModel.draw``: sampler, steps, callback; other models have no use for it.
     The aeration is withheld, with the reason, where geometry or echoes lie outside what the model was trained on;
     the B-mode is drawn all the same. Raises UsageError where the recording itself is unusable.
     """
@@ -101,7 +103,7 @@ def reconstruct(
     known: list[Truth | None] = list(truths) if truths is not None else [None] * frames
     kinds = list(categories) if categories is not None else [""] * frames
     if isinstance(model, PosteriorModel):
-        return _sampled(recording, model, labels, known, kinds, samples, seed)
+        return _sampled(recording, model, labels, known, kinds, samples, seed, how)
     trained = model.scan
     grid = model.config.grid
     trained_samples = output_samples(grid.steps * grid.time_step, trained.sampling_frequency)
@@ -131,7 +133,7 @@ def load_any_model(folder: Path) -> AnyModel:
 
 def _sampled(
     recording: Recording, model: PosteriorModel, labels: list[str], known: list[Truth | None], kinds: list[str],
-    samples: int, seed: int,
+    samples: int, seed: int, how: dict[str, Any],
 ) -> list[Reconstruction]:  # fmt: skip
     """Results of a posterior model."""
     config, scan = model.config, model.scan
@@ -146,7 +148,7 @@ def _sampled(
         given = zip(labels, pictures, known, about, strict=True)
         return [Reconstruction(n, METHOD, p, withheld=why, truth=t, manifest=facts) for n, p, t, facts in given]
     # the same noise for every frame: it gets the same samples in any file, and frames differ by their echoes alone
-    drawn = model.draw(fitted.rf, samples, seed=seed, names=[0] * len(labels))
+    drawn = model.draw(fitted.rf, samples, seed=seed, names=[0] * len(labels), **how)
     results = []
     for i, (label, picture, truth, facts) in enumerate(zip(labels, pictures, known, about, strict=True)):
         found = drawn.doubt[i] < UNSURE * scan.sound_speed / scan.center_frequency

@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float32
 
 from lungwave.data.maps import save_npz, save_png
-from lungwave.models.checkpoint import load_model, plain
+from lungwave.models.checkpoint import Model, load_model, plain
 from lungwave.models.unet import Condition, describe
 from lungwave.prior.pictures import save_grid
 from lungwave.progress import Progress
 from lungwave.repro import manifest, write_json
-from lungwave.sample import generate
+from lungwave.sample import SAMPLERS, Callback, Seeds, generate, karras, resting, start, state_type
 from lungwave.shipped import PRIOR, model_folder
 from lungwave.training.ranks import joined
 from lungwave.types import UsageError
@@ -38,6 +39,38 @@ def plan_samples(folder: Path, out: Path, count: int, steps: int) -> dict[str, A
         "gmac": cost["gmac"] * calls * count,
         "out": str(out),
     }
+
+
+def draw_maps(
+    model: Model, count: int, *, seed: int = 0, first: int = 0, sampler: str = "dpmpp_2m", steps: int = 15,
+    callback: Callback | None = None,
+) -> Float32[np.ndarray, "map z x"]:  # fmt: skip
+    """Maps ``first`` to ``first + count`` of the run ``seed`` as `lungwave sample` draws them, fraction 0-1."""
+    shape = (1, *model.size)
+    drawn = generate(
+        model.denoiser, shape, count, seed=seed, first=first, sampler=sampler, steps=steps, callback=callback
+    )
+    return model.scaling.to_data(drawn)[:, 0].clamp(0, 1).numpy()
+
+
+def morph(
+    model: Model, begin: int, end: int, frames: int, *, seed: int = 0, sampler: str = "dpmpp_2m", steps: int = 15,
+    callback: Callback | None = None,
+) -> Float32[np.ndarray, "frame z x"]:  # fmt: skip
+    """Maps on the way from map ``begin`` of the run ``seed`` to map ``end``, both included; fraction 0-1.
+
+    ``cos(t) a + sin(t) b`` of two independent normal draws is normal for every t, so every map on the way is a sample
+    of the prior as good as the two ends. The sampler must not add noise of its own.
+    """
+    levels = karras(steps)
+    highest = levels[0].item()
+    one, other = Seeds(seed, [begin, end]).normal((1, *model.size))
+    turn = torch.linspace(0, math.pi / 2, frames, dtype=torch.float64)[:, None, None, None]
+    noise = (turn.cos() * one + turn.sin() * other).to(state_type("cpu"))
+    with resting(model.denoiser), torch.no_grad():
+        begun = start(model.denoiser, noise, highest, None) / highest
+        drawn = SAMPLERS[sampler](model.denoiser, begun, levels, None, callback=callback).float()
+    return model.scaling.to_data(drawn)[:, 0].clamp(0, 1).numpy()
 
 
 def sample_prior(

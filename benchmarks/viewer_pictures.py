@@ -1,0 +1,139 @@
+"""The viewer's pictures for the docs: headless Chromium looks at a viewer that this script starts.
+
+    python benchmarks/viewer_pictures.py [--chromium chromium] [--out docs/images]
+
+Needs Playwright (`pip install '.[dev]'`) and a Chromium on this machine. Writes viewer_*.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+ROOT = Path(__file__).resolve().parents[1]
+WAIT = 120_000  # [ms]
+LARGEST = 300_000  # [byte] of a picture
+GAP = 16  # [pixel] between screenshots side by side
+
+
+@contextmanager
+def viewing() -> Iterator[str]:
+    """Address of a running viewer."""
+    words = [sys.executable, "-m", "lungwave", "view", "--no-browser"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.send_signal(signal.SIGINT)
+
+
+def settle(page: Any, title: str) -> None:
+    """Until nothing moves: the result is there, its report is written, panels are drawn."""
+    page.wait_for_selector(f"#result h1:has-text('{title}')")
+    page.wait_for_selector("#download[aria-disabled=false]")
+    page.wait_for_timeout(500)
+
+
+def point(page: Any, panel: str, across: float, down: float) -> None:
+    """Put the cursor at a place of a panel, as shares of its picture."""
+    box = page.locator(f"figure[data-name={panel}] canvas.over").bounding_box()
+    page.mouse.move(box["x"] + 30 + across * (box["width"] - 38), box["y"] + 6 + down * (box["height"] - 38))
+
+
+def save(path: Path, *shots_png: bytes) -> None:
+    """What pages show, side by side, in all their colours: a palette would bend the scales."""
+    shots = [Image.open(io.BytesIO(shot)).convert("RGB") for shot in shots_png]
+    picture = Image.new("RGB", (sum(shot.width for shot in shots) + GAP * (len(shots) - 1), shots[0].height), "#ffffff")
+    left = 0
+    for shot in shots:
+        picture.paste(shot, (left, 0))
+        left += shot.width + GAP
+    picture.save(path, optimize=True)
+    size = path.stat().st_size
+    if size > LARGEST:
+        raise SystemExit(f"{path}: {size} bytes, more than {LARGEST}")
+    print(f"{path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}: {size // 1000} kB")
+
+
+def take(browser: Any, url: str, out: Path) -> None:
+    """All pictures."""
+    page = open_page(browser, url, 1360, 960, "light")
+    page.click("[data-case=interstitial]")
+    settle(page, "Interstitial")
+    point(page, "mean", 0.42, 0.25)
+    save(out / "viewer_light.png", page.screenshot())
+    page.locator("section.samples").scroll_into_view_if_needed()
+    page.evaluate("document.querySelector('section.samples').scrollIntoView()")
+    page.fill("#sample", "12")
+    save(out / "viewer_samples.png", page.screenshot())
+
+    page = open_page(browser, url, 1360, 920, "dark")
+    page.click("#tab-phantom")
+    page.click("#categories >> text=Consolidation")
+    page.fill("#severity", "70")
+    page.click("#phantom .main")
+    settle(page, "Consolidation")
+    point(page, "bmode", 0.55, 0.55)
+    save(out / "viewer_phantom.png", page.screenshot())
+
+    page = open_page(browser, url, 1200, 1000, "light")
+    page.click("#tab-prior")
+    page.click("#prior .main")
+    page.wait_for_selector(".lung >> nth=17")
+    page.click(".lung >> nth=17")
+    page.click(".lung >> nth=11")
+    page.click("#morph")
+    page.wait_for_selector("#morph-air")
+    page.click("[aria-label='Pause the walk']")
+    page.fill("#morph-step", "15")
+    save(out / "viewer_prior.png", page.screenshot())
+
+    page = open_page(browser, url, 375, 812, "dark")
+    page.click("#queue li:has-text('Interstitial') .open")
+    settle(page, "Interstitial")
+    shots = []
+    for place in ("#result h1", "figure[data-name=bmode]", "figure[data-name=width]"):
+        page.evaluate("(place) => document.querySelector(place).scrollIntoView()", place)
+        page.wait_for_timeout(300)
+        shots.append(page.screenshot())
+    save(out / "viewer_phone.png", *shots)
+
+
+def open_page(browser: Any, url: str, width: int, height: int, scheme: str) -> Any:
+    """A page of its own size and colours."""
+    size = {"width": width, "height": height}
+    page = browser.new_context(viewport=size, color_scheme=scheme).new_page()
+    page.set_default_timeout(WAIT)
+    page.goto(url)
+    page.wait_for_selector(".case")
+    return page
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--chromium", default=shutil.which("chromium"), help="its executable")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images")
+    options = parser.parse_args()
+    if options.chromium is None:
+        parser.error("no Chromium found; install one, or say where it is with --chromium")
+    with viewing() as url, sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=options.chromium, args=["--no-sandbox"])
+        take(browser, url, options.out)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
