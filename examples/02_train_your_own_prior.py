@@ -18,7 +18,6 @@ Research use only. Not a medical device.
 import contextlib
 import json
 import shlex
-import signal
 import subprocess
 import sys
 import tempfile
@@ -80,8 +79,8 @@ lungwave(f"{training} --dry-run")
 # %%
 # Start, and be interrupted
 # -------------------------
-# A process of its own is stopped as Ctrl-C would stop it, some seconds after its first
-# step. It finishes the step, saves, and says what to do.
+# A process of its own is stopped as a batch system stops it (Ctrl-C does the same), some
+# seconds after its first step. It finishes the step, saves, and says what to do.
 
 process = subprocess.Popen(
     [sys.executable, "-m", "lungwave", *shlex.split(training)],
@@ -91,7 +90,7 @@ process = subprocess.Popen(
 )
 while not (work / "prior" / "log.jsonl").exists() and process.poll() is None:
     time.sleep(0.5)
-process.send_signal(signal.SIGINT)
+process.terminate()
 _, said = process.communicate()
 print(said.strip().splitlines()[-1], f"(exit code {process.returncode})")
 
