@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
+from lungwave.data.arrays import numpy_arrays
 from lungwave.data.dataset import folder_config
 from lungwave.data.maps import save_npz
 from lungwave.evaluate.calibration import least_samples
@@ -102,9 +101,9 @@ class Task:
         """The answer, if it was given before; a damaged file is none."""
         kind = Sampled if self.entrant.model.samples else Estimated
         try:
-            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as held:
-                return kind(**{item.name: held[item.name] for item in fields(kind)})
-        except (OSError, LookupError, ValueError, EOFError, BadZipFile, zlib.error):
+            held = numpy_arrays(self.path)
+            return kind(**{item.name: held[item.name] for item in fields(kind)})
+        except (UsageError, LookupError, ValueError):
             return None
 
 

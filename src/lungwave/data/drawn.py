@@ -18,6 +18,7 @@ from jaxtyping import Float
 from lungwave import repro
 from lungwave.config import Config
 from lungwave.data import maps as files
+from lungwave.data.arrays import numpy_arrays
 from lungwave.phantom.aeration import SEED_VIEW, Strip, flatten, seed_view, truth, truth_spacing
 from lungwave.phantom.anatomy import Anatomy, draw
 from lungwave.phantom.resolved import CHANNELS, resolved, resolved_size
@@ -220,8 +221,7 @@ def _draw_part(config: Config, view: View, part: range) -> Arrays:
 def _join(paths: Sequence[Path]) -> Arrays:
     parts = []
     for path in paths:
-        with np.load(path, allow_pickle=False) as part:
-            parts.append(dict(part))
+        parts.append(numpy_arrays(path, "keep"))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
