@@ -49,6 +49,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "doctor": ("cli_verbs.Doctor", "what this machine can do with lungwave, and what is wrong with it"),
     "data info": ("cli_verbs.DataInfo", "what an RF file holds"),
     "data validate": ("cli_verbs.DataValidate", "check an RF file against the format"),
+    "data merge": ("cli_verbs.DataMerge", "ranges of cases from several machines -> one checked folder"),
     "data convert": ("cli_verbs.DataConvert", "other formats -> RF file or map images"),
 }
 

@@ -93,7 +93,7 @@ def reconstruct_files(
     results: list[Reconstruction] = []
     with Progress(len(paths), "reconstruct", quiet=quiet) as progress:
         for path in paths:
-            results += _reconstruct_one(Path(path), used, frames, geometry, samples, seed)
+            results += reconstruct_one(Path(path), used, frames, geometry, samples, seed)
             progress.advance()
     about = manifest(
         used.config.to_json(),
@@ -106,12 +106,19 @@ def reconstruct_files(
     return _write(results, out, title, about, None)
 
 
-def _reconstruct_one(
-    path: Path, model: AnyModel, frames: range | None, geometry: Path | None, samples: int, seed: int
+def reconstruct_one(
+    path: Path,
+    model: AnyModel,
+    frames: range | None,
+    geometry: Path | None,
+    samples: int,
+    seed: int,
+    most: int | None = MOST_FRAMES,
 ) -> list[Reconstruction]:
+    """Some frames of one file, by default the first ``most`` (None = all). UsageError where they cannot be used."""
     recording = load_any(path, geometry)
     total = len(recording.rf)
-    chosen = list(frames if frames is not None else range(min(total, MOST_FRAMES)))
+    chosen = list(frames if frames is not None else range(total)[:most])
     if not chosen or min(chosen) < 0 or max(chosen) >= total:
         raise UsageError(
             f"{path} has frames 0:{total}, asked for {f'{chosen[0]}:{chosen[-1] + 1}' if chosen else 'none'}"

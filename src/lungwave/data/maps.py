@@ -190,14 +190,16 @@ def _load_torch(path: Path) -> np.ndarray:
     """Tensor of a ``.pt`` file; only tensors are built (``weights_only``), whatever else the pickle asks for."""
     import torch  # here, so that PNG and NPZ work without waiting for torch
 
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-        reading.check_size(path, "tensors", (size,), 1, MAX_MAP_BYTES)
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                size = sum(entry.file_size for entry in archive.infolist())
+            reading.check_size(path, "tensors", (size,), 1, MAX_MAP_BYTES)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UsageError(f"{path}: holds more than tensors, which is never unpickled; save the bare tensor") from error
+    except UsageError:
+        raise
     except Exception as error:  # a damaged file makes the parser fail in any way it likes
         raise UsageError(f"{path}: not a readable torch file ({type(error).__name__}); copy it again") from error
     if isinstance(found, dict) and len(found) == 1:

@@ -157,14 +157,16 @@ def read(path: Path) -> tuple[dict[str, Tensor], Facts]:
         raise LungwaveError(f"{path}: is damaged ({str(error)[:80]})") from error
     if facts.get("format") != FORMAT:
         raise UsageError(f"{path}: is no training state of this version ({FORMAT}); choose another folder")
-    if facts.pop("sha256", None) != _digest(tensors):
+    told, stamp = facts.pop("sha256", None), facts.pop("facts_sha256", None)  # the second came later
+    if told != _digest(tensors) or stamp not in (None, _digest_of(facts)):
         raise LungwaveError(f"{path}: is damaged (its content does not match its digest)")
     return tensors, facts
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], facts: Facts) -> None:
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    text = json.dumps({**facts, "format": FORMAT, "sha256": _digest(plain)}, allow_nan=False)
+    about = json.loads(json.dumps({**facts, "format": FORMAT}, allow_nan=False))  # as it is read back
+    text = json.dumps({**about, "sha256": _digest(plain), "facts_sha256": _digest_of(about)})
     try:
         save_file(plain, path, {"lungwave": text})
     except SafetensorError as error:  # its writer wraps what the system said
@@ -196,6 +198,10 @@ def _flush(folder: Path) -> None:
 def _half(value: Tensor) -> Tensor:
     whole = value.detach().float()
     return whole.half() if whole.abs().max() <= LARGEST_HALF else whole
+
+
+def _digest_of(facts: Facts) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
