@@ -71,13 +71,16 @@ class TestDask:
         assert list(dask.run(die_once, [(range(1), (str(tmp_path / "mark"),))])) == [(range(1), 7)]
 
     def test_a_task_that_kills_every_worker_ends_with_the_cure(self, dask: Pool) -> None:
-        with pytest.raises(LungwaveError, match="4 workers died at cases 5:6.*rerun the same command"):
+        with pytest.raises(LungwaveError, match=r"4 workers died at cases 5:6.*rerun the same command"):
             list(dask.run(die, [(range(5, 6), ())]))
 
 
 def test_shards_have_the_same_bytes_on_dask(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lungwave", "generate", "--preset", "micro", "--set", "grid.steps=300", "--seed", "7",
-               "--cases", "0:6", "--shard-size", "2", "--scheduler", "local", "--workers", "2", "--quiet"]  # fmt: skip
+    words = (
+        "generate --preset micro --set grid.steps=300 --seed 7 --cases 0:6 --shard-size 2 --scheduler local "
+        "--workers 2 --quiet"
+    )
+    command = [sys.executable, "-m", "lungwave", *words.split()]
     done = subprocess.run([*command, "--out", "dask"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     generate(FAST, range(6), tmp_path / "serial", shard_size=2, quiet=True)
