@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +14,7 @@ from lungwave.data import reading
 from lungwave.types import UsageError
 
 Text = Literal["refuse", "skip", "keep"]
+END, MANY = 22, 0xFFFF  # [byte] of a ZIP's last record; number of members that is stated elsewhere
 LAST_CHARACTER, SURROGATES = 0x10FFFF, (0xD800, 0xDFFF)  # of Unicode; numpy stores any 32 bits
 
 
@@ -28,9 +31,11 @@ def numpy_arrays(path: str | Path, text: Text = "refuse") -> dict[str, np.ndarra
                 return {} if value is None else {"rf": value}
         found: dict[str, np.ndarray] = {}
         with zipfile.ZipFile(path) as archive:
+            if _listed(path, archive) not in (len(archive.infolist()), MANY):
+                raise UsageError(f"{path}: its list of arrays is damaged; copy it again")
             for entry in archive.infolist():
-                if entry.filename.endswith(".npy"):
-                    with archive.open(entry) as stream:
+                with archive.open(entry) as stream:  # where the two places of its name must agree
+                    if entry.filename.endswith(".npy"):
                         name = entry.filename.removesuffix(".npy")
                         value = _npy(path, name, stream, text)
                         if stream.read(1):  # at its end the archive compares checksums
@@ -45,6 +50,13 @@ def numpy_arrays(path: str | Path, text: Text = "refuse") -> dict[str, np.ndarra
     except Exception as error:  # a damaged header makes the parser fail in any way it likes
         reason = " ".join(str(error).split())[:100]
         raise UsageError(f"{path}: not a readable NumPy file ({reason}); is it truncated? copy it again") from error
+
+
+def _listed(path: Path, archive: zipfile.ZipFile) -> int:
+    """How many members the archive's last record says there are; zipfile does not compare."""
+    with path.open("rb") as stream:
+        stream.seek(-END - len(archive.comment), os.SEEK_END)
+        return int(struct.unpack("<10xH10x", stream.read(END))[0])
 
 
 def _npy(path: Path, name: str, stream: Any, text: Text) -> np.ndarray | None:

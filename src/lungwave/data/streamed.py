@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +122,12 @@ class StreamedCases(CaseTable):
     def take(self, rows: Any) -> StreamedCases:
         """Some of the cases."""
         lazy = ("sharp", "smooth", "lung", "valid", "pleura_depth", "profile")
+        kept = self.smooth.rows[rows]  # one list for all columns
         eager = ("base_id", "index", "bands", "whole")
         return replace(
             self,
             category=tuple(self.category[i] for i in np.arange(len(self.category))[rows]),
-            **{name: getattr(self, name).take(rows) for name in lazy},
+            **{name: replace(getattr(self, name), rows=kept) for name in lazy},
             **{name: getattr(self, name)[rows] for name in eager},
         )
 
@@ -150,6 +152,11 @@ class Index:
         return Column(
             self.files, self.starts, field, np.arange(self.starts[-1]), tail, np.dtype(DTYPES.get(field, "float32"))
         )
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """Numbers of all cases, one list for all columns."""
+        return np.arange(self.starts[-1])
 
     def __len__(self) -> int:
         return int(self.starts[-1])

@@ -23,7 +23,7 @@ from lungwave.config import Config
 from lungwave.data import schema
 from lungwave.data.dataset import folder_config, read_shards, shard_files
 from lungwave.data.schema import CaseTable
-from lungwave.data.streamed import Column, index_of, stream_cases
+from lungwave.data.streamed import Column, StreamedCases, index_of, stream_cases
 from lungwave.models.precond import Scaling
 from lungwave.models.unet import Condition
 from lungwave.posterior.conditioning import Conditioner, Read, Scales, scaled
@@ -94,8 +94,9 @@ class Pairs:
         good = np.flatnonzero(index.whole)
         if not len(good):
             raise UsageError(f"{folder} holds no case that is quantifiable everywhere; generate lungs without ribs")
-        rf = index.column(schema.RAW).take(good)
-        return StreamedPairs(rf, stream_cases(index, good), folder_config(folder), index.seals)
+        cases = stream_cases(index, good)
+        rf = replace(index.column(schema.RAW), rows=cases.smooth.rows)
+        return StreamedPairs(rf, cases, folder_config(folder), index.seals)
 
     @property
     def sample(self) -> np.ndarray:
@@ -139,7 +140,9 @@ class StreamedPairs(Pairs):
     def take(self, chosen: np.ndarray) -> StreamedPairs:
         """Some of the cases, still on disk."""
         rows = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
-        return replace(self, rf=self.rf.take(rows), cases=self.cases.take(rows))
+        cases = self.cases.take(rows)
+        assert isinstance(cases, StreamedCases)
+        return replace(self, rf=replace(self.rf, rows=cases.smooth.rows), cases=cases)
 
     @property
     def sample(self) -> np.ndarray:

@@ -81,8 +81,9 @@ class Journal(Listener):
     def begin(self, run: Training) -> None:
         """Forget lines about images that the state has not seen: they will be seen again."""
         text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
-        lines = text.splitlines()
-        self.records = [record for record in map(_parsed, lines) if record and record["images"] <= run.images]
+        lines = [found for found in map(_parsed, text.splitlines()) if found]
+        checked = any(whole for _, whole in lines)  # else of an older lungwave, which wrote no checksums
+        self.records = [r for r, whole in lines if whole or not checked if r["images"] <= run.images]
         with atomic_path(self.path) as temporary:
             temporary.write_text("".join(map(_line, self.records)), encoding="utf-8")
 
@@ -245,16 +246,16 @@ def _line(record: dict[str, Any]) -> str:
     return f'{text[:-1]}, "{CHECK}": {zlib.crc32(text.encode())}}}\n'
 
 
-def _parsed(line: str) -> dict[str, Any] | None:
-    """A line of the journal; None for one that a killed process left half written, or that was damaged since."""
+def _parsed(line: str) -> tuple[dict[str, Any], bool] | None:
+    """A line of the journal, and whether a checksum vouches for it; None for a half written or damaged one."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):
         return None
     if not isinstance(found, dict) or not isinstance(found.get("images"), (int, float)):
         return None
-    check = found.pop(CHECK, None)  # older lines have none
-    return found if check in (None, zlib.crc32(json.dumps(found).encode())) else None
+    check = found.pop(CHECK, None)
+    return (found, check is not None) if check in (None, zlib.crc32(json.dumps(found).encode())) else None
 
 
 def _mean(values: Sequence[float]) -> float:

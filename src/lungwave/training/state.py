@@ -26,7 +26,7 @@ from lungwave.models.ema import posthoc_coefficients
 from lungwave.repro import atomic_path
 from lungwave.types import LungwaveError, UsageError
 
-FORMAT = "lungwave-training-1"
+FORMAT, FIRST = "lungwave-training-2", "lungwave-training-1"  # the first had no digest of its facts
 STATE, PREVIOUS, SNAPSHOTS = "state.safetensors", "state.previous.safetensors", "snapshots"
 LEFT = r"\..+\.(safetensors|jsonl?|png|md|pt)\.[a-z0-9_]{8}\.part"  # names that ``repro.atomic_path`` makes
 LARGEST_HALF = 65504.0
@@ -155,10 +155,10 @@ def read(path: Path) -> tuple[dict[str, Tensor], Facts]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise LungwaveError(f"{path}: is damaged ({str(error)[:80]})") from error
-    if facts.get("format") != FORMAT:
+    if facts.get("format") not in (FORMAT, FIRST):
         raise UsageError(f"{path}: is no training state of this version ({FORMAT}); choose another folder")
-    told, stamp = facts.pop("sha256", None), facts.pop("facts_sha256", None)  # the second came later
-    if told != _digest(tensors) or stamp not in (None, _digest_of(facts)):
+    told, stamp = facts.pop("sha256", None), facts.pop("facts_sha256", None)
+    if told != _digest(tensors) or (facts["format"] == FORMAT and stamp != _digest_of(facts)):
         raise LungwaveError(f"{path}: is damaged (its content does not match its digest)")
     return tensors, facts
 
