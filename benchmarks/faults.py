@@ -170,8 +170,8 @@ def write(counts: dict[str, Counter[str]], notes: list[str], options: argparse.N
         f"| **all** | {total['times']} | {total['recovered']} | {total['refused']} | **{total['lost']}** |",
         "",
         "A full disk is a limit on the size of files, which makes a write fail in its middle; a read-only folder is "
-        "an `open` that refuses to write, because the tests may run as root; the clock is the wall clock of Python and the "
-        "times of files.",
+        "an `open` that refuses to write, because the tests may run as root; the clock is the wall clock of Python and "
+        "the times of files.",
         "",
         f"Machine: {platform.machine()}, {platform.system()}, beside other work.",
     ]

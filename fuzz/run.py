@@ -6,7 +6,7 @@
 
 Starts from fuzz/corpus/READER.zip and from what fuzz/seeds.py makes. A crash is kept in fuzz/found/READER with its
 traceback and the run goes on; one of the interpreter itself (a signal, 20 s of silence, 4 GiB) ends the child, which is
-started again. At the end the corpus holds the smallest files that reach what was reached.
+started again. ``--pack`` puts what runs have left into the committed corpus, the smallest files first.
 """
 
 from __future__ import annotations
@@ -114,44 +114,80 @@ def unpacked(name: str, folder: Path) -> None:
 
 
 def packed(name: str, folder: Path) -> int:
-    """The smallest files that reach what all reach, as a ZIP of bounded size; how many."""
-    with tempfile.TemporaryDirectory() as top:
-        least, script = Path(top) / "least", Path(top) / "merge.sh"
-        least.mkdir()
-        script.write_text(f'#!/bin/sh\nexec {sys.executable} {__file__} {name} --merge "$0" "$@"\n')
-        script.chmod(0o755)  # libFuzzer merges by running its own argv[0] again
-        words = [script, "-merge=1", f"-max_len={LONGEST}", least, folder]
-        subprocess.run(words, check=False, capture_output=True, timeout=900)
-        files = sorted(least.iterdir(), key=lambda path: (path.stat().st_size, path.name))
-        count = 0
-        CORPUS.mkdir(exist_ok=True)
-        with zipfile.ZipFile(CORPUS / f"{name}.zip", "w") as archive:
-            for path in files:
-                item = zipfile.ZipInfo(path.name, (2026, 1, 1, 0, 0, 0))
-                item.compress_type = zipfile.ZIP_DEFLATED
-                archive.writestr(item, path.read_bytes(), compresslevel=9)
-                count += 1
-                if archive.start_dir > LARGEST_CORPUS:
-                    break
+    """Files as a ZIP of bounded size, the smallest first; how many. libFuzzer kept only what reaches something new."""
+    files = sorted(folder.iterdir(), key=lambda path: (path.stat().st_size, path.name))
+    count = 0
+    CORPUS.mkdir(exist_ok=True)
+    with zipfile.ZipFile(CORPUS / f"{name}.zip", "w") as archive:
+        for path in files:
+            if archive.start_dir + path.stat().st_size // 4 > LARGEST_CORPUS:
+                break
+            add(archive, path.name, path.read_bytes())
+            count += 1
     return count
 
 
-def merge(name: str, words: list[str]) -> None:
-    """libFuzzer's merge, which calls this again and again."""
-    import atheris
+def add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+    """A member without a time of its own, so that the same files give the same ZIP."""
+    item = zipfile.ZipInfo(name, (2026, 1, 1, 0, 0, 0))
+    item.compress_type = zipfile.ZIP_DEFLATED
+    archive.writestr(item, data, compresslevel=9)
 
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    with atheris.instrument_imports(include=["lungwave"]):
-        import readers
 
-    def one(data: bytes) -> None:
-        try:
-            readers.read(name, data)
-        except Exception:
-            return
+def pack_crashes() -> int:
+    """All that ever crashed a reader, beside what was packed before; how many."""
+    target, held = CORPUS / "crashes.zip", {}
+    if target.exists():
+        with zipfile.ZipFile(target) as archive:
+            held = {name: archive.read(name) for name in archive.namelist()}
+    for path in FOUND.glob("*/*"):
+        if path.suffix != ".txt":
+            held[f"{path.parent.name}/{path.name}"] = path.read_bytes()
+    with zipfile.ZipFile(target, "w") as archive:
+        for name in sorted(held):
+            add(archive, name, held[name])
+    return len(held)
 
-    atheris.Setup(words, one)
-    atheris.Fuzz()
+
+def table() -> None:
+    """docs/results/fuzz.md and .json from the logs and from fuzz/fixed.json, where every crash has its cause."""
+    runs: dict[str, dict[str, float]] = {}
+    for line in map(json.loads, (LOGS / "runs.jsonl").read_text().splitlines()):
+        total = runs.setdefault(line["reader"], {"executions": 0, "seconds": 0.0})
+        total["executions"] += line["executions"]
+        total["seconds"] += line["seconds"]
+    fixed = json.loads((HERE / "fixed.json").read_text())
+    lines = [
+        "# Readers against bytes that nobody meant",
+        "",
+        "Made by `python fuzz/run.py READER --seconds 600` for each reader and `python fuzz/run.py --table`. "
+        "A crash is "
+        "any end but success or one sentence (`LungwaveError`), a run of more than 20 s, or 4 GiB of memory.",
+        "",
+        "| reader | executions | seconds | crashes found | fixed |",
+        "|---|---|---|---|---|",
+    ]
+    for name, total in runs.items():
+        mine = [crash for crash in fixed if crash["reader"] == name]
+        lines.append(f"| {name} | {total['executions']:,} | {total['seconds']:.0f} | {len(mine)} | {len(mine)} |")
+    lines += ["", "| reader | what happened | what it is now |", "|---|---|---|"]
+    lines += [f"| {crash['reader']} | {crash['was']} | {crash['now']} |" for crash in fixed]
+    lines += [
+        "",
+        "Readers by what they read: `recording` HDF5 of lungwave, zea, PICMUS, UFF (both) and MATLAB 5 to "
+        "7.3; `arrays` "
+        "NPZ and NPY of RF, maps, posterior samples and cached predictions; `image` PNG, GIF, JPEG; `model` "
+        "config.json "
+        "and weights; `openai` .pt and safetensors; `training` state, snapshots, journal; `settings` TOML "
+        "and JSON of runs "
+        "and geometries; `posterior` posterior.h5. Seals and digests are made to fit, or no change would get "
+        "past them. "
+        "The corpus and all crashes are read again by `tests/faults/test_corpus.py`.",
+    ]
+    results = HERE.parent / "docs" / "results"
+    (results / "fuzz.md").write_text("\n".join(lines) + "\n")
+    (results / "fuzz.json").write_text(json.dumps({"runs": runs, "fixed": fixed}, indent=2) + "\n")
+    print("\n".join(lines))
 
 
 def run(name: str, seconds: float) -> None:
@@ -215,17 +251,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("reader", nargs="?")
     parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--table", action="store_true", help="write the table from the logs")
     parser.add_argument("--pack", action="store_true", help="renew the committed corpus from what runs have left")
     for hidden in ("--child", "--folder", "--stats"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
-    if sys.argv[2:3] == ["--merge"]:
-        merge(sys.argv[1], sys.argv[3:])
     options = parser.parse_args()
     if options.child:
         child(options.reader, Path(options.folder), float(options.child), Path(options.stats))
+    elif options.table:
+        table()
     elif options.pack:
-        print(options.reader, packed(options.reader, RAW / options.reader), "files")
+        for folder in sorted(RAW.iterdir()):
+            print(folder.name, packed(folder.name, folder), "files")
+        print("crashes", pack_crashes(), "files")
     else:
         run(options.reader, options.seconds)
 

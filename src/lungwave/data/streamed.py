@@ -149,9 +149,7 @@ class Index:
         """A field of all cases; ``channel`` puts an axis of length 1 before the others."""
         tail = self.tails[field.path]
         tail = tail[:-1] if field is schema.RAW else ((1, *tail) if channel else tail)
-        return Column(
-            self.files, self.starts, field, np.arange(self.starts[-1]), tail, np.dtype(DTYPES.get(field, "float32"))
-        )
+        return Column(self.files, self.starts, field, self.rows, tail, np.dtype(DTYPES.get(field, "float32")))
 
     @cached_property
     def rows(self) -> np.ndarray:
