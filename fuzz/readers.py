@@ -66,14 +66,12 @@ def arrays(folder: Path, data: bytes) -> None:
     """NPZ and NPY: RF, maps, posterior samples, cached predictions."""
     path = folder / "file.npz"
     path.write_bytes(data)
-    entrant: Any = SimpleNamespace(model=SimpleNamespace(samples=True))
-    task = comparison.Task(entrant, 20.0, None, path)  # type: ignore[arg-type]
     both(
         lambda: convert.load_any(path),
         lambda: mapset.read_maps(path, quantifiable_only=True).split(0.5, 0),
         lambda: mapset.read_maps(path, labels=True),
         lambda: calibrated.read_posteriors(path),
-        task.kept,
+        lambda: comparison.kept_answer(path, comparison.Sampled),
         lambda: convert.info(path),
     )
 

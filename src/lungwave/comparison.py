@@ -106,12 +106,16 @@ class Task:
 
     def kept(self) -> Sampled | Estimated | None:
         """The answer, if it was given before; a damaged file is none."""
-        kind = Sampled if self.entrant.model.samples else Estimated
-        try:
-            held = numpy_arrays(self.path)
-            return kind(**{item.name: held[item.name] for item in fields(kind)})
-        except (UsageError, LookupError, ValueError):
-            return None
+        return kept_answer(self.path, Sampled if self.entrant.model.samples else Estimated)
+
+
+def kept_answer(path: Path, kind: type[Sampled] | type[Estimated]) -> Sampled | Estimated | None:
+    """Predictions in a file of the cache; None where there is none that is whole."""
+    try:
+        held = numpy_arrays(path)
+        return kind(**{item.name: held[item.name] for item in fields(kind)})
+    except (UsageError, LookupError, ValueError):
+        return None
 
 
 def plan(comparison: Comparison) -> dict[str, Any]:

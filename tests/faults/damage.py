@@ -116,13 +116,13 @@ def gallery(folder: Path) -> list[Kind]:
     snapshot = state.save_snapshot(other, 8, tensors, {"step": 3})
     records = [{"kind": "step", "images": 8 * n, "loss": float(x)} for n, x in enumerate(draw.random(20))]
     (other / "log.jsonl").write_text("".join(map(_line, records)))
-    entrant: Any = SimpleNamespace(model=SimpleNamespace(samples=False))
-    answer = comparison.Task(entrant, 20.0, np.arange(2), out / "answer.npz")
+    answer = out / "answer.npz"
     names = list(comparison.Estimated.__dataclass_fields__)
-    save_npz(answer.path, **{name: draw.random((2, 3)) for name in names})
+    shapes = {name: (2, 4, 5) for name in ("map", "map_low", "map_high")} | {"novelty": (2,)}
+    save_npz(answer, **{name: draw.random(shapes.get(name, (2, 3))) for name in names})
 
     def answered() -> str | None:
-        found = answer.kept()
+        found = comparison.kept_answer(answer, comparison.Estimated)
         return None if found is None else mark(*(getattr(found, name) for name in names))
 
     place = out / "file"
@@ -146,7 +146,7 @@ def gallery(folder: Path) -> list[Kind]:
         kind("training: state", run / state.STATE, lambda: _state(run), before),
         kind("training: snapshot", snapshot, lambda: mark(*state.read(snapshot)[0].values())),
         kind("training: journal", other / "log.jsonl", lambda: _journal(other, records)),
-        kind("evaluation: cached NPZ", answer.path, answered, None),
+        kind("evaluation: cached NPZ", answer, answered, None),
         kind("bulk results: CSV", place / "aeration.csv", done, None),
         kind("bulk results: done.json", place / batch.DONE, done, None),
     ]
