@@ -41,9 +41,9 @@ def bytes_of(folder: Path) -> str:
     return found.hexdigest()
 
 
-def generated(words: str, cases: int, out: Path) -> dict[str, object]:
+def generated(words: str, preset: str, cases: int, out: Path) -> dict[str, object]:
     """Time of a whole command, of its work alone, and the bytes."""
-    command = f"generate --preset tiny --seed 4 --cases 0:{cases} --shard-size 4 --json --quiet {words} --out {out}"
+    command = f"generate --preset {preset} --seed 4 --cases 0:{cases} --shard-size 4 --json --quiet {words} --out {out}"
     clock = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "lungwave", *command.split()], capture_output=True, text=True, check=True
@@ -81,6 +81,7 @@ def trained(ranks: int, top: Path, images: int) -> float:
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="tiny")
     parser.add_argument("--cases", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--images", type=int, default=640)
@@ -93,7 +94,10 @@ def main() -> None:
         top = Path(name)
         for n in range(options.rounds):
             rounds.append(
-                {e: generated(w, options.cases, top / re.sub(r"\W", "", e) / str(n)) for e, w in ENGINES.items()}
+                {
+                    e: generated(w, options.preset, options.cases, top / re.sub(r"\W", "", e) / str(n))
+                    for e, w in ENGINES.items()
+                }
             )
             print(json.dumps(rounds[-1]), flush=True)
         maps = "maps --preset tiny --seed 4 --cases 0:120 --workers 1 --quiet --out"
@@ -105,8 +109,9 @@ def main() -> None:
     lines = [
         "# Engines beside each other",
         "",
-        f"Made by `python benchmarks/scale.py --cases {options.cases} --rounds {options.rounds} --images "
-        f"{options.images}`: {options.cases} tiny cases in shards of 4; medians of rounds taken in turns. "
+        f"Made by `python benchmarks/scale.py --preset {options.preset} --cases {options.cases} --rounds "
+        f"{options.rounds} --images "
+        f"{options.images}`: {options.cases} cases in shards of 4; medians of rounds taken in turns. "
         f"Load {load} at "
         "the start from other work on this machine: two workers did not have two cores to themselves, so "
         "take the bytes "

@@ -31,7 +31,8 @@ def children_of(parent: int, word: bytes) -> list[int]:
     while left:
         one = left.pop()
         try:
-            below = [int(c) for c in Path(f"/proc/{one}/task/{one}/children").read_text().split()]
+            lists = [path.read_text() for path in Path(f"/proc/{one}/task").glob("*/children")]  # of every thread
+            below = [int(child) for text in lists for child in text.split()]
         except OSError:
             continue
         left += below
