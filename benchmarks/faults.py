@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import platform
 import signal
 import sys
@@ -43,14 +44,17 @@ def damages(top: Path, times: int, draw: np.random.Generator) -> Iterator[Outcom
 class Bench:
     """Commands, what they read, and what they give without faults."""
 
-    def __init__(self, top: Path, draw: np.random.Generator) -> None:
+    def __init__(self, top: Path, draw: np.random.Generator, names: list[str]) -> None:
         self.top, self.draw, self.count = top, draw, itertools.count()
         self.source = top / "prepared"
         self.source.mkdir()
-        processes.prepare(self.source)
+        self.commands = [processes.COMMANDS[name] for name in names]
+        self.engines = set(names) == set(processes.COMMANDS)
+        if set(names) - {"generate", "maps"}:  # these read nothing
+            processes.prepare(self.source)
         self.expected: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
-        for command in (*processes.COMMANDS.values(), losses.GENERATE):
+        for command in (*self.commands, *((losses.GENERATE,) if self.engines else ())):
             folder, clock = self.folder(), time.monotonic()
             assert command.run(folder) == 0, (folder / "stderr.txt").read_text()
             self.seconds[command.words] = time.monotonic() - clock
@@ -105,13 +109,13 @@ class Bench:
         """One fault after the other, for ever."""
         draw = self.draw
         for turn in itertools.count():
-            for command in processes.COMMANDS.values():
+            for command in self.commands:
                 yield lambda c=command: self.signalled(c, signal.SIGKILL, "kill -9")
-            if turn == 0:
+            if turn == 0 and self.engines:
                 yield lambda: self.lost_worker("local", losses.GENERATE)
                 yield lambda: self.lost_worker("dask", losses.GENERATE)
                 yield lambda: self.lost_worker("ranks", losses.TRAIN)
-            for command in processes.COMMANDS.values():
+            for command in self.commands:
                 yield lambda c=command: self.signalled(c, signal.SIGTERM, "SIGTERM")
                 yield lambda c=command: self.hooked(
                     c, "full disk", lambda f: processes.NoSpace(int(10 ** draw.uniform(1, 5)))
@@ -128,10 +132,15 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--times", type=int, default=1000, help="damages of each kind of file")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--commands", nargs="+", default=list(processes.COMMANDS), help="that are disturbed")
+    parser.add_argument("--add", action="store_true", help="to the figures of the committed table")
     options = parser.parse_args()
     draw, end = np.random.default_rng(options.seed), time.monotonic() + 60 * options.minutes
     counts: dict[str, Counter[str]] = {}
     notes: list[str] = []
+    if options.add:
+        for row in json.loads((DOCS / "faults.json").read_text())["rows"]:
+            counts[row["fault"]] = Counter({k: row[k] for k in ("recovered", "refused", "lost")})
 
     def note(outcome: Outcome) -> None:
         fault, found, seen = outcome
@@ -143,7 +152,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as top:
         for outcome in damages(Path(top) / "gallery", options.times, draw):
             note(outcome)
-        bench = Bench(Path(top), draw)
+        bench = Bench(Path(top), draw, options.commands)
         for turn in bench.turns():
             if time.monotonic() > end:
                 break
@@ -155,7 +164,7 @@ def main() -> None:
 def write(counts: dict[str, Counter[str]], notes: list[str], options: argparse.Namespace) -> None:
     """The table so far."""
     rows = [{"fault": f, "times": sum(c.values()) - c["missed"], **{k: c[k] for k in ("recovered", "refused", "lost")}}
-            for f, c in sorted(counts.items())]  # fmt: skip
+            for f, c in sorted(counts.items()) if sum(c.values()) > c["missed"]]  # fmt: skip
     total = {k: sum(int(row[k]) for row in rows) for k in ("times", "recovered", "refused", "lost")}
     lines = [
         "# Faults",

@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -174,11 +173,10 @@ def training(folder: Path, data: bytes) -> None:
     (folder / state.SNAPSHOTS).mkdir()
     (folder / state.SNAPSHOTS / "000000000008.safetensors").write_bytes(data)
     (folder / "log.jsonl").write_bytes(data)
-    run: Any = SimpleNamespace(images=1000)
     both(
         lambda: state.load_state(folder),
         lambda: state.posthoc(folder, 1000, 10, [0.1]),
-        lambda: Journal(folder).begin(run),
+        lambda: Journal(folder).resume(1000),
     )
 
 

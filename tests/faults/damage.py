@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -89,8 +88,7 @@ def _state(folder: Path) -> str | None:
 
 def _journal(folder: Path, good: list[dict[str, Any]]) -> str:
     journal = Journal(folder)
-    run: Any = SimpleNamespace(images=1000)
-    journal.begin(run)
+    journal.resume(1000)
     return "whole" if all(record in good for record in journal.records) else "other"
 
 

@@ -80,10 +80,14 @@ class Journal(Listener):
 
     def begin(self, run: Training) -> None:
         """Forget lines about images that the state has not seen: they will be seen again."""
+        self.resume(run.images)
+
+    def resume(self, images: int) -> None:
+        """Go on after so many images."""
         text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
         lines = [found for found in map(_parsed, text.splitlines()) if found]
         checked = any(whole for _, whole in lines)  # else of an older lungwave, which wrote no checksums
-        self.records = [r for r, whole in lines if whole or not checked if r["images"] <= run.images]
+        self.records = [r for r, whole in lines if whole or not checked if r["images"] <= images]
         with atomic_path(self.path) as temporary:
             temporary.write_text("".join(map(_line, self.records)), encoding="utf-8")
 
