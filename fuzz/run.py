@@ -170,6 +170,8 @@ def table() -> None:
     for name, total in runs.items():
         mine = [crash for crash in fixed if crash["reader"] == name]
         lines.append(f"| {name} | {total['executions']:,} | {total['seconds']:.0f} | {len(mine)} | {len(mine)} |")
+    idle = sorted(path.stem for path in CORPUS.glob("*.zip") if path.stem not in (*runs, "crashes"))
+    lines += ["", f"Not run yet: {', '.join(idle) or 'none'}."]
     lines += ["", "| reader | what happened | what it is now |", "|---|---|---|"]
     lines += [f"| {crash['reader']} | {crash['was']} | {crash['now']} |" for crash in fixed]
     lines += [
