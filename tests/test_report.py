@@ -21,6 +21,7 @@ from matplotlib.text import Text
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from edited import edited
 from lungwave import figures, overview, report
 from lungwave.acoustics.bmode import BMode
 from lungwave.data import schema
@@ -561,11 +562,11 @@ def test_nothing_to_store_writes_nothing_and_mixed_frames_are_told(tmp_path: Pat
 def test_what_is_no_posterior_file_is_told(tmp_path: Path) -> None:
     report.write_posterior([SAMPLED[0]], tmp_path)
     path = tmp_path / "posterior.h5"
-    with h5py.File(path, "a") as file:
+    with edited(path) as file:
         del file["posterior/std"]
     with pytest.raises(UsageError, match="posterior/std"):
         read_posteriors(path)
-    with h5py.File(path, "a") as file:
+    with edited(path) as file:
         file.attrs[schema.ATTR_FORMAT] = schema.POSTERIOR_FORMAT + 1
     with pytest.raises(UsageError, match="update lungwave"):
         read_posteriors(path)

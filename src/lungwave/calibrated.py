@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from lungwave.data.arrays import numpy_arrays
 from lungwave.evaluate.calibration import LEVELS, Coverage, Tarp, Uniformity, coverage, least_samples, ranks, tarp
 from lungwave.evaluate.calibration import uniformity as uniformity_of
 from lungwave.evaluate.cases import Measured, mean_over_cases, to_json
@@ -42,19 +42,18 @@ class Posteriors:
 def read_posteriors(path: Path) -> Posteriors:
     """The arrays of an NPZ by name; UsageError where some are missing, unknown, or not numbers."""
     names = [item.name for item in fields(Posteriors)]
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
-            unknown = sorted(set(held.files) - set(names))
-            if unknown or not {"samples", "truth"} <= set(held.files):
-                raise UsageError(
-                    f"{path} holds {', '.join(held.files) or 'nothing'}; give 'samples' [case, sample, ...] and "
-                    f"'truth' [case, ...], and, where known, {', '.join(names[2:])}"
-                )
-            found = {name: np.asarray(held[name], np.float64) for name in held.files}
-    except FileNotFoundError:
-        raise UsageError(f"{path}: does not exist") from None
-    except (OSError, ValueError, zipfile.BadZipFile, AttributeError) as error:
-        raise UsageError(f"{path} is no NPZ of numbers ({error}); write one with numpy.savez") from None
+    if not path.is_file():
+        raise UsageError(f"{path}: does not exist")
+    held = numpy_arrays(path)
+    unknown = sorted(set(held) - set(names))
+    if unknown or not {"samples", "truth"} <= set(held):
+        raise UsageError(
+            f"{path} holds {', '.join(held) or 'nothing'}; give 'samples' [case, sample, ...] and 'truth' [case, ...], "
+            f"and, where known, {', '.join(names[2:])}"
+        )
+    if wrong := [name for name, value in held.items() if value.dtype.kind == "c"]:
+        raise UsageError(f"{path}: '{wrong[0]}' has type {held[wrong[0]].dtype}; real numbers were expected")
+    found = {name: np.asarray(value, np.float64) for name, value in held.items()}
     samples, truth = found["samples"].shape, found["truth"].shape
     shapes = {"truth": samples[:1] + samples[2:], "summary": truth, "score": samples}
     for name, wanted in shapes.items():

@@ -51,6 +51,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "completion": ("cli_completion.Completion", "completion of all this for bash, zsh or tcsh"),
     "data info": ("cli_verbs.DataInfo", "what an RF file holds"),
     "data validate": ("cli_verbs.DataValidate", "check an RF file against the format"),
+    "data merge": ("cli_verbs.DataMerge", "ranges of cases from several machines -> one checked folder"),
     "data convert": ("cli_verbs.DataConvert", "other formats -> RF file or map images"),
 }
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lungwave.cli_learn import command_of
 from lungwave.cli_options import Planned, Positional, Repeated, check_seed, parse_cases
-from lungwave.cli_verbs import output_folder
+from lungwave.cli_verbs import check_workers, output_folder
 from lungwave.types import UsageError
 
 if TYPE_CHECKING:
@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from lungwave.evaluate.networks import NetworkFeatures
     from lungwave.generated import Sets
 
-UNSAID = ("data", "model", "out", "json", "quiet", "dry_run")  # options that stand elsewhere or decide nothing
+UNSAID = (
+    "data",
+    "model",
+    "out",
+    "json",
+    "quiet",
+    "dry_run",
+    "workers",
+    "scheduler",
+)  # options that stand elsewhere or decide nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +50,10 @@ class Reconstruction(Planned):
     """Folder of tables, pictures and the cache of predictions."""
     seed: int = 0
     """Root of the streams of noise, samples and resampling."""
+    workers: int = 1
+    """Processes that predict."""
+    scheduler: str | None = None
+    """Address of a Dask scheduler that predicts, or local."""
 
     def plan(self) -> dict[str, Any]:
         """What is to be computed, and how long that takes."""
@@ -56,12 +69,13 @@ class Reconstruction(Planned):
 
         words = ("reconstruction", str(self.data), *(word for name in self.model for word in ("--model", name)))
         command = command_of(replace(self, model=()), "evaluate", words, UNSAID)
-        return comparison.compare(asked, command, self.quiet)
+        return comparison.compare(asked, command, self.quiet, self.workers, self.scheduler)
 
     @property
     def _asked(self) -> Comparison:
         chosen = None if self.cases is None else parse_cases(self.cases)
         output_folder(self.out)
+        check_workers(self.workers)
         from lungwave.comparison import Comparison
 
         return Comparison(self.data, self.model, self.snr, self.samples, self.out, chosen, self.seed)

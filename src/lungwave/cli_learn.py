@@ -14,7 +14,7 @@ from lungwave.types import UsageError
 
 # Options that do not decide the weights.
 UNSAID = ("data", "out", "json", "quiet", "dry_run", "tensorboard", "minutes", "save_minutes", "device", "log_images",
-          "check_images", "check_maps", "samples")  # fmt: skip
+          "check_images", "check_maps", "samples", "stream", "readers")  # fmt: skip
 MOST_SAMPLES = 1024  # of a grid that anybody can look at
 
 
@@ -142,6 +142,10 @@ class Train(Planned):
     """Time between states [min]; a killed training loses no more."""
     samples: int = 16
     """Samples in a grid; 0 = no grids."""
+    stream: bool = False
+    """Leave generated cases on disk and read them as they are needed: sets larger than memory. Same weights."""
+    readers: int = 0
+    """Processes that read and prepare images ahead of the network, with --stream; the weights do not depend on it."""
     tensorboard: bool = False
     """Log for TensorBoard as well (extra `track`)."""
 
@@ -200,6 +204,10 @@ class Train(Planned):
         output_folder(self.out)
         from lungwave.data.mapset import read_maps
 
+        if self.stream:
+            from lungwave.data.streamed import stream_maps
+
+            return stream_maps(self.data, self.field, self.quantifiable_only, self.quiet)
         return read_maps(self.data, field=self.field, labels=self.classes, quantifiable_only=self.quantifiable_only)
 
     @property
@@ -209,7 +217,7 @@ class Train(Planned):
             raise UsageError("--classes and --echoes exclude each other: categories are read off the posterior's maps")
         from lungwave.posterior.pairs import Pairs
 
-        return Pairs.read(self.data, self.quiet)
+        return Pairs.stream(self.data, self.quiet) if self.stream else Pairs.read(self.data, self.quiet)
 
     @property
     def _posterior(self) -> Any:
@@ -241,7 +249,7 @@ class Train(Planned):
         from lungwave.training.objective import Denoising
 
         same = ("images", "minutes", "batch", "microbatch", "lr", "weight_decay", "decay", "decay_images", "clip",
-                "precision", "compile", "seed", "save_minutes", "snapshot_images")  # fmt: skip
+                "precision", "compile", "seed", "save_minutes", "snapshot_images", "readers")  # fmt: skip
         train = TrainConfig(**{name: getattr(self, name) for name in same}, warmup_images=self.warmup)
         network = UNetConfig(
             channels=self.channels,

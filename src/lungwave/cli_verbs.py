@@ -35,6 +35,13 @@ def output_folder(path: Path) -> Path:
     return path
 
 
+def check_workers(workers: int | None) -> int:
+    """How many processes: as said, or one a core."""
+    if workers is not None and workers < 1:
+        raise UsageError(f"--workers {workers} must be at least 1")
+    return workers or cores()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Demo(Planned):
     """One lung per category: echoes with the tiny preset, B-mode, aeration map and interval beside truth, a report."""
@@ -129,9 +136,7 @@ class Maps(Configured):
 
     @property
     def _checked(self) -> tuple[Any, range, int]:
-        if self.workers is not None and self.workers < 1:
-            raise UsageError(f"--workers {self.workers} must be at least 1")
-        return self.settings, parse_cases(self.cases), self.workers or cores()
+        return self.settings, parse_cases(self.cases), check_workers(self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +188,8 @@ class Generate(Configured):
     """Cases a file."""
     noise: bool = False
     """Store the RF with the noise of receive.snr_db instead of leaving it to the reader."""
+    scheduler: str | None = None
+    """Address of a Dask scheduler whose workers simulate, or local for --workers of Dask here (extra `cluster`)."""
 
     def plan(self) -> dict[str, Any]:
         """Cases, bytes, time, files."""
@@ -196,15 +203,14 @@ class Generate(Configured):
         config, cases, out, workers = self._checked
         from lungwave.data import generate
 
-        return generate.generate(config, cases, out, workers, self.shard_size, self.quiet, self.noise)
+        return generate.generate(config, cases, out, workers, self.shard_size, self.quiet, self.noise, self.scheduler)
 
     @property
     def _checked(self) -> tuple[Any, range, Path, int]:
-        if self.workers is not None and self.workers < 1:
-            raise UsageError(f"--workers {self.workers} must be at least 1")
+        workers = check_workers(self.workers)
         if self.shard_size < 1:
             raise UsageError(f"--shard-size {self.shard_size} must be at least 1")
-        return self.settings, parse_cases(self.cases), output_folder(self.out), self.workers or cores()
+        return self.settings, parse_cases(self.cases), output_folder(self.out), workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,22 +325,44 @@ class Reading(Planned):
 class Reconstruct(Reading):
     """RF file -> B-mode, aeration map and percent aeration with its interval, as report, tables and arrays.
 
-    The file is HDF5 (lungwave, zea, PICMUS, UFF), MATLAB or NPZ. Where its geometry or its echoes lie outside the range
+    Of a folder every frame of every file, as tables and maps without report; run the same command again to resume. The
+    file is HDF5 (lungwave, zea, PICMUS, UFF), MATLAB or NPZ. Where its geometry or its echoes lie outside the range
     that the model was trained for, the B-mode is drawn and the aeration is withheld, with the reason.
     """
 
     file: Positional[Path]
-    """RF file."""
+    """RF file, or a folder of them."""
     out: Path = Path("lungwave-reconstruction")
     """Folder of the results."""
+    workers: int = 1
+    """Of a folder: processes, a file each."""
+    scheduler: str | None = None
+    """Of a folder: address of a Dask scheduler, or local."""
 
     def plan(self) -> dict[str, Any]:
         """What would be read."""
-        return self.planned((self.file,), self.out)
+        if not self.file.is_dir():
+            return self.planned((self.file,), self.out)
+        from lungwave import batch
+
+        files = batch.rf_files(self.file)
+        return {"files": len(files), "bytes": sum(f.stat().st_size for f in files), "out": str(self.out)}
 
     def work(self) -> dict[str, Any]:
         """Reconstruct every frame."""
-        return self.reconstructed((self.file,), self.out)
+        check_workers(self.workers)
+        if not self.file.is_dir():
+            if self.scheduler is not None or self.workers > 1:
+                raise UsageError(f"{self.file} is one file; --workers and --scheduler are for a folder of them")
+            return self.reconstructed((self.file,), self.out)
+        if self._checked(self.out) is not None:
+            raise UsageError("--frames is for one file; of a folder all frames are reconstructed")
+        from lungwave import batch
+
+        return batch.reconstruct_folder(
+            self.file, self.out, self.model, samples=self.samples, seed=self.seed, geometry=self.geometry,
+            quiet=self.quiet, workers=self.workers, scheduler=self.scheduler,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -423,6 +451,26 @@ class DataConvert(Options):
         return convert.convert(
             self.source, self.destination, self.kind, self.geometry, not self.keep_subject, self.scale
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataMerge(Options):
+    """Put folders of cases together that were generated in ranges, on several machines; refuse what does not fit."""
+
+    folders: Positional[tuple[Path, ...]]
+    """Folders that `lungwave generate` filled."""
+    out: Path
+    """Folder of all cases; may be one of them, which is then only checked and described."""
+    cases: str | None = None
+    """Which cases must be there, a:b; default all from the first to the last."""
+
+    def work(self) -> dict[str, Any]:
+        """Check, link, describe."""
+        cases = None if self.cases is None else parse_cases(self.cases)
+        out = output_folder(self.out)
+        from lungwave.data import merge
+
+        return merge.merge(self.folders, out, cases)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
+from lungwave.data.arrays import numpy_arrays
 from lungwave.data.dataset import folder_config
 from lungwave.data.maps import save_npz
 from lungwave.evaluate.calibration import least_samples
@@ -34,6 +34,7 @@ from lungwave.evaluate.reconstruction import (
 from lungwave.evaluate.tables import NOTES, markdown, rows
 from lungwave.figures_evaluation import save_pictures
 from lungwave.page import save_table
+from lungwave.pool import open_pool
 from lungwave.posterior.amortized import SAMPLER, STEPS
 from lungwave.posterior.pairs import Pairs, noisy
 from lungwave.progress import Progress
@@ -88,6 +89,11 @@ class Entrant:
         """Its name in tables."""
         return self.model.method.name
 
+    @property
+    def key(self) -> tuple[Path, str]:
+        """By which any process finds it."""
+        return self.folder.resolve(), self.name
+
 
 @dataclass(frozen=True)
 class Task:
@@ -100,12 +106,16 @@ class Task:
 
     def kept(self) -> Sampled | Estimated | None:
         """The answer, if it was given before; a damaged file is none."""
-        kind = Sampled if self.entrant.model.samples else Estimated
-        try:
-            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as held:
-                return kind(**{item.name: held[item.name] for item in fields(kind)})
-        except (OSError, LookupError, ValueError, EOFError, BadZipFile, zlib.error):
-            return None
+        return kept_answer(self.path, Sampled if self.entrant.model.samples else Estimated)
+
+
+def kept_answer(path: Path, kind: type[Sampled] | type[Estimated]) -> Sampled | Estimated | None:
+    """Predictions in a file of the cache; None where there is none that is whole."""
+    try:
+        held = numpy_arrays(path)
+        return kind(**{item.name: held[item.name] for item in fields(kind)})
+    except (UsageError, LookupError, ValueError):
+        return None
 
 
 def plan(comparison: Comparison) -> dict[str, Any]:
@@ -117,7 +127,8 @@ def plan(comparison: Comparison) -> dict[str, Any]:
         mine = [task for task in left if task.entrant is entrant]
         if mine:
             clock = time.perf_counter()
-            _predict(comparison, pairs, entrant, mine[0].snr_db, mine[0].rows[:1])
+            one = pairs.take(mine[0].rows[:1])
+            _predict(entrant.model, one, mine[0].snr_db, comparison.samples, comparison.seed)
             seconds += (time.perf_counter() - clock) * sum(len(task.rows) for task in mine)
     size = pairs.config.map.rows * pairs.config.map.columns
     bytes_ = sum(
@@ -136,12 +147,15 @@ def plan(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def compare(comparison: Comparison, command: str, quiet: bool = False) -> dict[str, Any]:
+def compare(
+    comparison: Comparison, command: str, quiet: bool = False, workers: int = 1, scheduler: str | None = None
+) -> dict[str, Any]:
     """Predict what the cache lacks, judge, and write reconstruction.md, .csv, .json and the pictures.
 
-    Raises UsageError, before anything is written, for models that the cases are no fair test of.
+    Predictions are made by ``workers`` processes, or on a Dask ``scheduler`` whose workers see the models. Raises
+    UsageError, before anything is written, for models that the cases are no fair test of.
     """
-    pairs, entrants, levels, sources = _judged(comparison, quiet)
+    pairs, entrants, levels, sources = _judged(comparison, quiet, workers, scheduler)
     pictures = [path.name for path in save_pictures(levels, comparison.out)]
     _write(comparison, command, pairs, entrants, levels, pictures, sources)
     return {
@@ -168,11 +182,13 @@ def judged(comparison: Comparison, quiet: bool = False) -> list[list[Judged]]:
     return _judged(comparison, quiet)[2]
 
 
-def _judged(comparison: Comparison, quiet: bool) -> tuple[Pairs, list[Entrant], list[list[Judged]], dict[str, str]]:
+def _judged(
+    comparison: Comparison, quiet: bool, workers: int = 1, scheduler: str | None = None
+) -> tuple[Pairs, list[Entrant], list[list[Judged]], dict[str, str]]:
     pairs, entrants, tasks = _prepare(comparison, quiet)
     truths = Truths.of(pairs.cases, pairs.config.probe.center_frequency)
     base, source = _mean(entrants, truths, pairs.cases.base_id)
-    _fill(comparison, pairs, tasks, quiet)
+    _fill(comparison, pairs, tasks, quiet, workers, scheduler)
     levels, near = _judge_all(comparison, truths, base, entrants, tasks, quiet)
     return pairs, entrants, levels, {"mean": source, "summary": near}
 
@@ -268,24 +284,48 @@ def _tasks(comparison: Comparison, pairs: Pairs, entrants: Sequence[Entrant]) ->
     return found
 
 
-def _fill(comparison: Comparison, pairs: Pairs, tasks: Sequence[Task], quiet: bool) -> None:
-    """Predict what is not kept yet."""
+def _fill(
+    comparison: Comparison, pairs: Pairs, tasks: Sequence[Task], quiet: bool, workers: int, scheduler: str | None
+) -> None:
+    """Predict what is not kept yet; the answers come back here and are kept by this process."""
     left = [task for task in tasks if task.kept() is None]
     total = sum(len(task.rows) for task in tasks)
     if not left:
         return
-    with Progress(total, "predict", done=total - sum(len(task.rows) for task in left), quiet=quiet) as progress:
-        for task in left:
-            found = _predict(comparison, pairs, task.entrant, task.snr_db, task.rows)
-            save_npz(task.path, **{item.name: getattr(found, item.name) for item in fields(found)})
-            progress.advance(len(task.rows))
+    for entrant in {id(task.entrant): task.entrant for task in left}.values():
+        _OPEN[entrant.key] = entrant.model
+    jobs = (
+        (
+            range(int(task.rows[0]), int(task.rows[-1]) + 1),
+            (n, task.entrant.key, pairs.take(task.rows), task.snr_db, comparison.samples, comparison.seed),
+        )
+        for n, task in enumerate(left)
+    )
+    with (
+        Progress(total, "predict", done=total - sum(len(task.rows) for task in left), quiet=quiet) as progress,
+        open_pool(min(workers, len(left)), scheduler) as pool,
+        closing(pool.run(_answer, jobs)) as answers,
+    ):
+        for _, (n, found) in answers:
+            save_npz(left[n].path, **{item.name: getattr(found, item.name) for item in fields(found)})
+            progress.advance(len(left[n].rows))
 
 
-def _predict(
-    comparison: Comparison, pairs: Pairs, entrant: Entrant, snr_db: float, chosen: np.ndarray
-) -> Sampled | Estimated:
-    frames = noisy(pairs, chosen, (snr_db, snr_db), comparison.seed, f"{NOISE}/{snr_db:g}")
-    return entrant.model(frames, pairs.cases.index[chosen], pairs.scan, comparison.samples, comparison.seed)
+_OPEN: dict[tuple[Path, str], Model] = {}  # models of this process, by folder and name
+
+
+def _answer(
+    n: int, key: tuple[Path, str], part: Pairs, snr_db: float, samples: int, seed: int
+) -> tuple[int, Sampled | Estimated]:
+    """Predictions of some cases, with the number of the task."""
+    if key not in _OPEN:
+        _OPEN[key] = open_model(*key)
+    return n, _predict(_OPEN[key], part, snr_db, samples, seed)
+
+
+def _predict(model: Model, part: Pairs, snr_db: float, samples: int, seed: int) -> Sampled | Estimated:
+    frames = noisy(part, np.arange(len(part)), (snr_db, snr_db), seed, f"{NOISE}/{snr_db:g}")
+    return model(frames, part.cases.index, part.scan, samples, seed)
 
 
 def _judge_all(

@@ -9,7 +9,7 @@ import platform
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lungwave.types import LungwaveError
+from lungwave.types import LungwaveError, UsageError
 
 PACKAGES = ("lungwave", "numpy", "scipy", "torch", "deepwave", "h5py")
 
@@ -83,36 +83,110 @@ def _git_commit() -> str | None:
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, *, new: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it replaces ``path`` in one step, on failure it is removed.
 
-    A full disk or a missing permission becomes a LungwaveError that names the file.
+    Where a ``new`` file has come there meanwhile, that one stays. A full disk or a missing permission becomes a
+    LungwaveError that names the file.
     """
     path = Path(path)
     temporary: Path | None = None
+    handle = -1
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
         temporary = Path(name)
+        _lock(handle)  # says to ``sweep`` that somebody is at it; the system lets go however this process ends
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; the result gets ordinary permissions
-        os.replace(temporary, path)
-        temporary = None
+        if not (new and _linked(temporary, path)):
+            os.replace(temporary, path)
+            temporary = None
     except OSError as error:
         raise LungwaveError(
             f"{path}: cannot write ({error.strerror or error}); free space or choose another folder"
         ) from error
     finally:
+        if handle >= 0:
+            os.close(handle)
         if temporary is not None:
             temporary.unlink(missing_ok=True)
 
 
-def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON atomically; NaN and infinity are refused."""
-    with atomic_path(path) as temporary:
+def _linked(temporary: Path, path: Path) -> bool:
+    """Give the file its name unless there is one of that name; False where the file system has no links."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def sweep(path: str | Path) -> None:
+    """Remove what killed processes left of ``path``; what another process is writing now stays."""
+    path = Path(path)
+    for left in path.parent.glob(f".{path.name}.*.part"):
+        with suppress(OSError):  # it was finished, or removed, in this moment
+            handle = os.open(left, os.O_RDONLY)
+            try:
+                if _lock(handle):
+                    left.unlink(missing_ok=True)
+            finally:
+                os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """Whether this process now holds the file; a system without such locks never says so."""
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+def write_json(path: str | Path, value: Any, *, new: bool = False) -> None:
+    """Write JSON atomically; NaN and infinity are refused. Where a ``new`` file is there already, it stays."""
+    with atomic_path(path, new=new) as temporary:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+
+
+STAMP = "content_sha256"  # key of a JSON object's digest over the rest of it
+
+
+def stamped(value: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object with a digest of itself, so that one wrong character is noticed."""
+    rest = json.loads(json.dumps({key: item for key, item in value.items() if key != STAMP}))  # as it is read back
+    return {**rest, STAMP: _digest(rest)}
+
+
+def unstamped(path: Path, value: Any) -> Any:
+    """The object without its digest. UsageError where they disagree; objects without one are taken as they are."""
+    if not isinstance(value, dict) or STAMP not in value:
+        return value
+    rest = {key: item for key, item in value.items() if key != STAMP}
+    if value[STAMP] != _digest(rest):
+        raise UsageError(
+            f"{path}: is not as lungwave wrote it (damaged or edited); copy it again, or, if it was edited on purpose, "
+            f"delete its line '{STAMP}'"
+        )
+    return rest
+
+
+def read_json(path: str | Path) -> Any:
+    """Value of a JSON file; UsageError for one that is missing or unreadable."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        raise UsageError(f"{path}: is missing or unreadable; copy it again, or choose another folder") from None
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

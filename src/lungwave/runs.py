@@ -94,7 +94,7 @@ def reconstruct_files(
     results: list[Reconstruction] = []
     with Progress(len(paths), "reconstruct", quiet=quiet) as progress:
         for path in paths:
-            results += reconstruct_frames(*read_frames(Path(path), frames, geometry), used, samples, seed)
+            results += reconstruct_one(Path(path), used, frames, geometry, samples, seed)
             progress.advance()
     about = manifest(
         used.config.to_json(),
@@ -107,16 +107,29 @@ def reconstruct_files(
     return _write(results, out, title, about, None)
 
 
+def reconstruct_one(
+    path: Path,
+    model: AnyModel,
+    frames: range | None,
+    geometry: Path | None,
+    samples: int,
+    seed: int,
+    most: int | None = MOST_FRAMES,
+) -> list[Reconstruction]:
+    """Some frames of one file, by default the first ``most`` (None = all). UsageError where they cannot be used."""
+    return reconstruct_frames(*read_frames(path, frames, geometry, most), model, samples, seed)
+
+
 def read_frames(
-    path: Path, frames: range | None = None, geometry: Path | None = None, most: int = MOST_FRAMES
+    path: Path, frames: range | None = None, geometry: Path | None = None, most: int | None = MOST_FRAMES
 ) -> tuple[Recording, CaseTable | None, list[str]]:
-    """Some frames of an RF file (the first ``most``), their truth where the file has it, and a name for each.
+    """Some frames of an RF file (the first ``most``; None = all), their truth where the file has it, and their names.
 
     UsageError for a file that is no RF, and for frames that it lacks.
     """
     recording = load_any(path, geometry)
     total = len(recording.rf)
-    chosen = list(frames if frames is not None else range(min(total, most)))
+    chosen = list(frames if frames is not None else range(total)[:most])
     if not chosen or min(chosen) < 0 or max(chosen) >= total:
         raise UsageError(
             f"{path} has frames 0:{total}, asked for {f'{chosen[0]}:{chosen[-1] + 1}' if chosen else 'none'}"

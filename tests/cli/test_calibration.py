@@ -105,4 +105,4 @@ def test_bad_input_is_one_line(answers: Callable[..., dict], tmp_path: Path, arr
     assert not (tmp_path / "lungwave-calibration").exists()
     assert "does not exist" in answers("evaluate calibration gone.npz", code=2)["error"]
     Path("damaged.npz").write_bytes(b"PK\x03\x04 no")
-    assert "no NPZ of numbers" in answers("evaluate calibration damaged.npz", code=2)["error"]
+    assert "not a readable NumPy file" in answers("evaluate calibration damaged.npz", code=2)["error"]

@@ -19,6 +19,7 @@ import scipy.signal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edited import edited
 from lungwave.acoustics.probe import Recording, Scan, linear_array
 from lungwave.data import convert, schema
 from lungwave.data.convert import info, load_any, sniff, validate
@@ -654,7 +655,7 @@ def test_converting_a_foreign_file_twice_gives_the_same_bytes(tmp_path: Path) ->
 def test_strip_drops_who_was_scanned(tmp_path: Path, make_recording: Make, make_cases: MakeCases) -> None:
     who = {"id": "patient 7", "age": 61, "sex": "f", "weight": 70.5}
     write_recording(tmp_path / "a.h5", make_recording(), cases=make_cases(), subject=who, snr_db=30.0)
-    with h5py.File(tmp_path / "a.h5", "a") as file:
+    with edited(tmp_path / "a.h5") as file:
         file["metadata/text_report"] = "patient 7 coughs"
     done = convert.convert(tmp_path / "a.h5", tmp_path / "b.h5")
     assert {"subject/id", "subject/age", "text_report", "description"} <= set(done["dropped"])

@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 import pytest
 
+from edited import edited
 from lungwave.acoustics.probe import Recording, Scan
 from lungwave.data import check, schema
 from lungwave.data.hdf5 import read_cases, read_recording, write_recording
@@ -140,7 +141,7 @@ def test_an_angle_is_not_lost_with_the_first_firing(tmp_path: Path, make_recordi
 @pytest.mark.parametrize("name", [f.path for f in schema.FIELDS if f.required])
 def test_a_missing_field_is_named(name: str, tmp_path: Path, make_recording: Make) -> None:
     write_recording(tmp_path / "a.h5", make_recording())
-    with h5py.File(tmp_path / "a.h5", "a") as file:
+    with edited(tmp_path / "a.h5") as file:
         del file[name]
     with pytest.raises(UsageError, match=name.rsplit("/", 1)[-1]):
         read_recording(tmp_path / "a.h5")
@@ -174,7 +175,7 @@ def test_unusable_samples_are_refused_both_ways(value: float, word: str, tmp_pat
     with pytest.raises(UsageError, match=word):
         write_recording(tmp_path / "b.h5", replace(recording, rf=rf))
     assert not (tmp_path / "b.h5").exists()
-    with h5py.File(tmp_path / "a.h5", "a") as file:
+    with edited(tmp_path / "a.h5") as file:
         file[schema.RAW.path][1] = value
     with pytest.raises(UsageError, match=f"a.h5.*{word}"):
         read_recording(tmp_path / "a.h5")
@@ -195,7 +196,7 @@ def test_wrong_units_are_recognised(
     field: schema.Field, factor: float, unit: str, tmp_path: Path, make_recording: Make
 ) -> None:
     write_recording(tmp_path / "a.h5", make_recording("plane"))
-    with h5py.File(tmp_path / "a.h5", "a") as file:
+    with edited(tmp_path / "a.h5") as file:
         file[field.path][...] = (file[field.path][()] + (0.1 if field is schema.ANGLES else 0)) * factor
     with pytest.raises(UsageError, match=unit):
         read_recording(tmp_path / "a.h5")
@@ -204,7 +205,7 @@ def test_wrong_units_are_recognised(
 def test_links_out_of_the_file_are_not_followed(tmp_path: Path, make_recording: Make) -> None:
     write_recording(tmp_path / "secret.h5", make_recording())
     write_recording(tmp_path / "a.h5", make_recording())
-    with h5py.File(tmp_path / "a.h5", "a") as file:
+    with edited(tmp_path / "a.h5") as file:
         del file[schema.RAW.path]
         file[schema.RAW.path] = h5py.ExternalLink("secret.h5", schema.RAW.path)
     with pytest.raises(UsageError, match="link"):
@@ -216,7 +217,7 @@ def test_samples_kept_in_another_file_are_refused(tmp_path: Path, make_recording
     write_recording(tmp_path / "a.h5", recording)
     shape = (*recording.rf.shape, 1)
     (tmp_path / "raw.bin").write_bytes(b"\1" * (4 * int(np.prod(shape))))
-    with h5py.File(tmp_path / "a.h5", "a") as file:
+    with edited(tmp_path / "a.h5") as file:
         del file[schema.RAW.path]
         external = [(str(tmp_path / "raw.bin"), 0, 4 * int(np.prod(shape)))]
         file.create_dataset(schema.RAW.path, shape, "f4", external=external)
@@ -226,7 +227,7 @@ def test_samples_kept_in_another_file_are_refused(tmp_path: Path, make_recording
 
 def test_object_types_are_never_read(tmp_path: Path, make_recording: Make) -> None:
     write_recording(tmp_path / "a.h5", make_recording())
-    with h5py.File(tmp_path / "a.h5", "a") as file:
+    with edited(tmp_path / "a.h5") as file:
         del file[schema.RAW.path]
         file.create_dataset(schema.RAW.path, data=["x"], dtype=h5py.string_dtype())
     with pytest.raises(UsageError, match="never read"):
@@ -235,7 +236,7 @@ def test_object_types_are_never_read(tmp_path: Path, make_recording: Make) -> No
 
 def test_a_huge_declared_size_is_refused_before_reading(tmp_path: Path, make_recording: Make) -> None:
     write_recording(tmp_path / "a.h5", make_recording())
-    with h5py.File(tmp_path / "a.h5", "a") as file:
+    with edited(tmp_path / "a.h5") as file:
         del file[schema.RAW.path]
         file.create_dataset(schema.RAW.path, (10**6, 3, 10**4, 16, 1), "f4", chunks=(1, 1, 100, 16, 1))
     assert (tmp_path / "a.h5").stat().st_size < 10**6
@@ -246,7 +247,7 @@ def test_a_huge_declared_size_is_refused_before_reading(tmp_path: Path, make_rec
 def test_a_size_that_was_never_written_is_refused(tmp_path: Path, make_recording: Make) -> None:
     """4 GB of fill value in a file of some kB: below the limit, but nobody ever stored them."""
     write_recording(tmp_path / "a.h5", make_recording())
-    with h5py.File(tmp_path / "a.h5", "a") as file:
+    with edited(tmp_path / "a.h5") as file:
         del file[schema.RAW.path]
         file.create_dataset(schema.RAW.path, (2000, 3, 10**4, 16, 1), "f4", chunks=(1, 1, 100, 16, 1))
     with pytest.raises(UsageError, match="never written in full"):
@@ -256,7 +257,7 @@ def test_a_size_that_was_never_written_is_refused(tmp_path: Path, make_recording
 def test_a_zea_file_without_our_group_is_read_with_its_own_clock(tmp_path: Path, make_recording: Make) -> None:
     """zea also marks a plane wave by focus 0, where several elements fire, and may state a frequency per event."""
     write_recording(tmp_path / "a.h5", make_recording("plane"))
-    with h5py.File(tmp_path / "a.h5", "a") as file:
+    with edited(tmp_path / "a.h5") as file:
         del file[schema.OURS], file.attrs[schema.ATTR_FORMAT], file[schema.CENTER.path]
         file[schema.FOCUS.path][...] = 0.0
         file[schema.CENTER.path] = np.full(3, 5.1e6, np.float32)
@@ -271,7 +272,7 @@ def test_a_zea_file_without_our_group_is_read_with_its_own_clock(tmp_path: Path,
 def test_iq_data_is_refused_with_the_reason(tmp_path: Path, make_recording: Make) -> None:
     recording = make_recording()
     write_recording(tmp_path / "a.h5", recording)
-    with h5py.File(tmp_path / "a.h5", "a") as file:
+    with edited(tmp_path / "a.h5") as file:
         del file[schema.RAW.path]
         file[schema.RAW.path] = np.ones((*recording.rf.shape, 2), np.float32)
     with pytest.raises(UsageError, match="I/Q"):

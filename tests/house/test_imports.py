@@ -24,7 +24,7 @@ MODULES = {
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("lungwave.types",),
     ("lungwave.config",),
-    ("lungwave.repro", "lungwave.progress", "lungwave.shipped", "lungwave.page"),
+    ("lungwave.repro", "lungwave.progress", "lungwave.shipped", "lungwave.page", "lungwave.pool"),
     ("lungwave.phantom",),
     ("lungwave.acoustics",),
     ("lungwave.data",),
@@ -35,7 +35,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("lungwave.figures", "lungwave.figures_evaluation", "lungwave.overview", "lungwave.lungs"),
     ("lungwave.prior",),
     ("lungwave.report",),
-    ("lungwave.runs", "lungwave.comparison", "lungwave.generated", "lungwave.calibrated", "lungwave.doctor"),
+    (
+        "lungwave.runs",
+        "lungwave.batch",
+        "lungwave.comparison",
+        "lungwave.generated",
+        "lungwave.calibrated",
+        "lungwave.doctor",
+    ),
     ("lungwave.legacy",),
     ("lungwave.viewer",),
     (
@@ -59,6 +66,8 @@ ENGINES = {
     "torch.distributed": "lungwave.training.ranks",
     "starlette": "lungwave.viewer.app",
     "uvicorn": "lungwave.viewer.serve",
+    "distributed": "lungwave.pool.cluster",
+    "dask": "lungwave.pool.cluster",
 }
 TORCH_FREE = (
     "lungwave.types",
@@ -127,7 +136,8 @@ def test_each_engine_is_imported_in_one_file(engine: str) -> None:
 def test_everything_imported_is_declared() -> None:
     """A library that src imports stands in [project.dependencies], not only on this machine."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = {re.split(r"[<>=!~\[ ]", line)[0].lower() for line in project["dependencies"]}
+    lines = [*project["dependencies"], *project["optional-dependencies"]["cluster"], "distributed"]  # Dask brings it
+    declared = {re.split(r"[<>=!~\[ ]", line)[0].lower() for line in lines}
     providers = {name: {d.lower() for d in found} for name, found in metadata.packages_distributions().items()}
     for module, path in MODULES.items():
         for name in (

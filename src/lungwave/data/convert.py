@@ -12,6 +12,7 @@ import numpy as np
 from lungwave import repro
 from lungwave.acoustics.probe import Recording, Scan
 from lungwave.data import check, foreign, hdf5, maps, matlab, reading, schema
+from lungwave.data.arrays import numpy_arrays
 from lungwave.data.check import Finding
 from lungwave.data.geometry import load_geometry, override
 from lungwave.types import UsageError
@@ -178,7 +179,7 @@ def _holds_maps(source: Path) -> bool:
         return True
     form = sniff(source)
     if form == "npz":
-        names = foreign.numpy_arrays(source, skip_text=True)
+        names = numpy_arrays(source, "skip")
         return "rf" not in names and ("maps" in names or "arr_0" in names)
     return form in ("torch", "png")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from lungwave.acoustics.probe import Recording
 from lungwave.config import Config
 from lungwave.data.hdf5 import read_cases, read_recording
 from lungwave.data.schema import CaseTable
-from lungwave.repro import stream
+from lungwave.repro import read_json, stream, unstamped
 from lungwave.types import UsageError
 
 
@@ -28,11 +27,10 @@ def shard_files(folder: Path) -> list[Path]:
 def folder_config(folder: Path) -> Config:
     """The configuration that a folder's cases were generated with."""
     path = Path(folder) / "config.json"
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))["config"]
-    except (OSError, json.JSONDecodeError, KeyError):
-        raise UsageError(f"{path} is missing or unreadable; give a folder that 'lungwave generate' wrote") from None
-    return Config().override(held)
+    held = unstamped(path, read_json(path))
+    if not isinstance(held, dict) or not isinstance(held.get("config"), dict):
+        raise UsageError(f"{path} is missing or unreadable; give a folder that 'lungwave generate' wrote")
+    return Config().override(held["config"])
 
 
 def read_shards(folder: Path) -> Iterator[tuple[Recording, CaseTable]]:

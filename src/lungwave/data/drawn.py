@@ -18,9 +18,11 @@ from jaxtyping import Float
 from lungwave import repro
 from lungwave.config import Config
 from lungwave.data import maps as files
+from lungwave.data.arrays import numpy_arrays
 from lungwave.phantom.aeration import SEED_VIEW, Strip, flatten, seed_view, truth, truth_spacing
 from lungwave.phantom.anatomy import Anatomy, draw
 from lungwave.phantom.resolved import CHANNELS, resolved, resolved_size
+from lungwave.pool import open_pool
 from lungwave.progress import Progress
 from lungwave.types import MM, Field, UsageError
 
@@ -220,8 +222,7 @@ def _draw_part(config: Config, view: View, part: range) -> Arrays:
 def _join(paths: Sequence[Path]) -> Arrays:
     parts = []
     for path in paths:
-        with np.load(path, allow_pickle=False) as part:
-            parts.append(dict(part))
+        parts.append(numpy_arrays(path, "keep"))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -281,10 +282,8 @@ def _write_one(folder: Path, name: str, values: Float[np.ndarray, "z x"], view: 
 
 def _drawn(config: Config, view: View, parts: Sequence[range], workers: int) -> Iterator[tuple[range, Arrays]]:
     """Every part with its arrays, as they are finished; one worker stays in this process."""
-    if workers == 1:
-        for part in parts:
-            yield part, _draw_part(config, view, part)
-        return
-    from lungwave.data.workers import in_parallel  # here, because it brings torch along
-
-    yield from in_parallel(_draw_part, {part: (config, view, part) for part in parts}, workers)
+    with (
+        open_pool(workers) as pool,
+        contextlib.closing(pool.run(_draw_part, ((part, (config, view, part)) for part in parts))) as finished,
+    ):
+        yield from finished

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from jaxtyping import Float
 
 from lungwave.acoustics.probe import Recording, Scan
 from lungwave.data import reading
+from lungwave.data.arrays import numpy_arrays
 from lungwave.data.geometry import scan_from
 from lungwave.data.matlab import fractional_bandwidth, plane_scan, undersampled
 from lungwave.types import UsageError
@@ -341,52 +341,3 @@ def load_numpy(path: str | Path, geometry: Mapping[str, Any] | None = None) -> R
     rf = rf.reshape((1,) * (4 - rf.ndim) + rf.shape)
     scan = scan_from(path, {**arrays, **(geometry or {})}, rf.shape[1], rf.shape[3])
     return Recording(rf=reading.single(rf), scan=scan, probe_name="NumPy", description="NumPy arrays")
-
-
-def numpy_arrays(path: str | Path, skip_text: bool = False) -> dict[str, np.ndarray]:
-    """Arrays of a ``.npz``, or of a ``.npy`` under the name ``rf``; object arrays are refused before anything is built.
-
-    Arrays of text are left out where ``skip_text`` says so, else refused.
-    """
-    path = Path(path)
-    try:
-        if not zipfile.is_zipfile(path):
-            with path.open("rb") as stream:
-                value = _npy(path, "rf", stream)
-                return {} if value is None else {"rf": value}
-        found: dict[str, np.ndarray] = {}
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                if entry.filename.endswith(".npy"):
-                    with archive.open(entry) as stream:
-                        name = entry.filename.removesuffix(".npy")
-                        value = _npy(path, name, stream, skip_text)
-                        if value is not None:
-                            found[name] = value
-        return found
-    except UsageError:
-        raise
-    except MemoryError as error:
-        raise UsageError(f"{path}: needs more memory than this machine has; split the file") from error
-    except Exception as error:  # a damaged header makes the parser fail in any way it likes
-        reason = " ".join(str(error).split())[:100]
-        raise UsageError(f"{path}: not a readable NumPy file ({reason}); is it truncated? copy it again") from error
-
-
-def _npy(path: Path, name: str, stream: Any, skip_text: bool = False) -> np.ndarray | None:
-    """One array; its header is read first, so that neither objects nor absurd sizes are ever built."""
-    version = np.lib.format.read_magic(stream)
-    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = header(stream)
-    if dtype.hasobject:
-        raise UsageError(f"{path}: '{name}' is an object array; it is never unpickled, save plain numbers instead")
-    if dtype.kind == "U" and skip_text:
-        return None
-    if dtype.kind not in "fiubc":
-        raise UsageError(f"{path}: '{name}' has type {dtype}; numbers were expected")
-    reading.check_size(path, name, shape, dtype.itemsize)
-    count = int(np.prod(shape, dtype=np.int64))
-    data = stream.read(count * dtype.itemsize)
-    if len(data) != count * dtype.itemsize:
-        raise UsageError(f"{path}: '{name}' ends after {len(data)} of {count * dtype.itemsize} bytes; copy it again")
-    return np.frombuffer(data, dtype=dtype).reshape(shape, order="F" if fortran else "C")

@@ -19,14 +19,26 @@ from lungwave.acoustics.forward import Simulator
 from lungwave.acoustics.probe import Recording
 from lungwave.acoustics.receive import add_noise, drop_elements
 from lungwave.config import Config
+from lungwave.data import seal
 from lungwave.data.card import CARD, data_card
 from lungwave.data.hdf5 import write_recording
 from lungwave.data.schema import CaseTable
-from lungwave.data.workers import in_parallel
 from lungwave.phantom.aeration import Truth, truth, truth_spacing
 from lungwave.phantom.anatomy import Anatomy, draw, rasterise
+from lungwave.pool import open_pool
 from lungwave.progress import Progress
-from lungwave.repro import atomic_path, manifest, provenance, sha256, stream, write_json
+from lungwave.repro import (
+    atomic_path,
+    manifest,
+    provenance,
+    read_json,
+    sha256,
+    stamped,
+    stream,
+    sweep,
+    unstamped,
+    write_json,
+)
 from lungwave.types import Channels, UsageError
 
 PROBED_UPDATES = 6e7  # [cell] of the longer record that ``plan`` times
@@ -121,7 +133,7 @@ def plan(
     return {
         "cases": len(cases),
         "shards": len(parts),
-        "to_do": sum(not shard_path(out, part).exists() for part in parts),
+        "to_do": sum(not _whole(shard_path(out, part)) for part in parts),
         "bytes": planned_bytes(config, len(cases), len(parts), noise),
         "seconds": seconds_per_case(config) * len(cases) / max(workers, 1),
         "files": [
@@ -174,10 +186,13 @@ def generate(
     shard_size: int = 50,
     quiet: bool = False,
     noise: bool = False,
+    scheduler: str | None = None,
 ) -> dict[str, Any]:
-    """Write ``cases`` into ``out``; shards already there are kept. Any number of workers gives the same bytes.
+    """Write ``cases`` into ``out``; whole shards already there are kept, damaged ones are made again.
 
-    RF is stored free of noise unless ``noise``: readers add it at the SNR they want.
+    ``scheduler`` is a Dask scheduler's address or ``local`` instead of ``workers`` processes here; its workers must see
+    ``out`` under the same path. Any number of workers on any engine gives the same bytes. RF is stored free of noise
+    unless ``noise``: readers add it at the SNR they want.
 
     Raises:
         UsageError: nothing to do, or the folder holds cases of another configuration.
@@ -188,23 +203,37 @@ def generate(
     parts = shards(cases, shard_size)
     simulator = Simulator(config)  # refuses what cannot be simulated before anything is written
     _refuse_overlap(parts, out)
-    _claim(config, out, noise)
-    todo = [part for part in parts if not shard_path(out, part).exists()]
+    claim(config, out, noise)
+    todo = [part for part in parts if not _whole(shard_path(out, part))]
     start = time.perf_counter()
     done = len(cases) - sum(map(len, todo))
     with Progress(len(cases), "generate", done=done, quiet=quiet) as progress:
-        for finished in _run(simulator, todo, out, min(workers, max(len(todo), 1)), noise):
+        for finished in _run(simulator, todo, out, min(workers, max(len(todo), 1)), noise, scheduler):
             progress.advance(len(finished))
     elapsed = time.perf_counter() - start
     files = [shard_path(out, part) for part in parts]
     new = sum(map(len, todo))
     result: dict[str, Any] = {"out": str(out), "cases": len(cases), "new": new, "seconds": round(elapsed, 3)}
+    describe(config, out, noise, result)
+    return {**result, "files": [path.name for path in files], "bytes": sum(path.stat().st_size for path in files)}
+
+
+def describe(config: Config, out: Path, noise: bool, about: dict[str, Any]) -> None:
+    """Write the data card and the manifest of whatever shards a folder holds."""
     held = sorted(out.glob("cases_*.h5"))
     hashes = {path.name: sha256(path) for path in held}
     with atomic_path(out / CARD) as temporary:
         temporary.write_text(data_card(config, held, noise), encoding="utf-8")
-    write_json(out / "manifest.json", manifest(config.to_json(), config.seed, **result, noise=noise, files=hashes))
-    return {**result, "files": [path.name for path in files], "bytes": sum(path.stat().st_size for path in files)}
+    write_json(out / "manifest.json", manifest(config.to_json(), config.seed, **about, noise=noise, files=hashes))
+
+
+def _whole(path: Path) -> bool:
+    """Whether a shard is there, every byte of it as it was written."""
+    try:
+        seal.check(path)
+    except (OSError, ValueError, UsageError):  # none, empty, damaged
+        return False
+    return True
 
 
 def _refuse_overlap(parts: list[range], out: Path) -> None:
@@ -220,52 +249,42 @@ def _refuse_overlap(parts: list[range], out: Path) -> None:
                 )
 
 
-def _claim(config: Config, out: Path, noise: bool) -> None:
-    """Write the configuration once; refuse a folder that holds another one."""
+def claim(config: Config, out: Path, noise: bool) -> None:
+    """Write the configuration once; refuse a folder that holds another one. Of several processes one is the first."""
     path = out / "config.json"
     text = {"config": json.loads(config.to_json()), "noise": noise}
-    if path.exists():
-        try:
-            held = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            raise UsageError(f"{path} is unreadable; delete the folder or choose another --out") from None
-        if held != text:
-            raise UsageError(f"{out} holds cases of another configuration or noise setting; choose another --out")
-    elif out.exists() and any(NAME.fullmatch(p.name) for p in out.iterdir()):
-        raise UsageError(f"{out} holds cases without their config.json; choose another --out")
-    else:
-        write_json(path, text)
+    if not path.exists():
+        if out.exists() and any(NAME.fullmatch(p.name) for p in out.iterdir()):
+            raise UsageError(f"{out} holds cases without their config.json; choose another --out")
+        write_json(path, stamped(text), new=True)
+    if unstamped(path, read_json(path)) != text:
+        raise UsageError(f"{out} holds cases of another configuration or noise setting; choose another --out")
 
 
-def _run(simulator: Simulator, todo: list[range], out: Path, workers: int, noise: bool) -> Iterator[range]:
-    config = simulator.config
-    _sweep(todo, out)
-    if workers == 1:
-        for part in todo:
-            write_shard(config, part, shard_path(out, part), noise=noise, simulator=simulator)
-            yield part
-        return
-    jobs = {part: (config, part, shard_path(out, part), noise) for part in todo}
+def _run(
+    simulator: Simulator, todo: list[range], out: Path, workers: int, noise: bool, scheduler: str | None
+) -> Iterator[range]:
+    config, place = simulator.config, out.resolve()
+    for part in todo:
+        sweep(shard_path(out, part))
+    _SIMULATORS[config.digest()] = simulator
+    jobs = ((part, (config, part, shard_path(place, part), noise)) for part in todo)
     try:
-        with closing(in_parallel(_work, jobs, workers)) as finished:
+        with open_pool(workers, scheduler) as pool, closing(pool.run(_work, jobs)) as finished:
             for part, _ in finished:
                 yield part
     except (KeyboardInterrupt, GeneratorExit):
-        _sweep(todo, out)
+        for part in todo:
+            sweep(shard_path(out, part))
         raise
 
 
-def _sweep(parts: list[range], out: Path) -> None:
-    """Remove what killed workers left of ``parts``."""
-    for part in parts:
-        for stale in out.glob(f".{shard_path(out, part).name}.*.part"):
-            stale.unlink(missing_ok=True)
-
-
-_SIMULATORS: dict[str, Simulator] = {}
+_SIMULATORS: dict[str, Simulator] = {}  # of this process, by configuration
 
 
 def _work(config: Config, part: range, path: Path, noise: bool) -> None:
+    if _whole(path):  # another process was faster
+        return
     key = config.digest()
     if key not in _SIMULATORS:
         _SIMULATORS[key] = Simulator(config)

@@ -14,7 +14,7 @@ import numpy as np
 
 from lungwave import repro
 from lungwave.acoustics.probe import Recording, Scan
-from lungwave.data import reading, schema
+from lungwave.data import reading, schema, seal
 from lungwave.data.schema import CaseTable, Field, MapStack
 from lungwave.types import UsageError
 
@@ -91,8 +91,9 @@ def new_file(path: str | Path) -> Iterator[h5py.File]:
     options = {"driver": "core", "backing_store": False, "libver": ("earliest", "v114"), "track_order": False}
     with h5py.File(uuid.uuid4().hex, "w", **options) as file:  # HDF5 wants a name of its own per open file, keeps none
         yield file
+        file.attrs[seal.ATTRIBUTE] = np.bytes_(seal.MARK + seal.EMPTY)
         file.flush()
-        image = file.id.get_file_image()
+        image = seal.sealed(file.id.get_file_image())
     with repro.atomic_path(path) as temporary:
         temporary.write_bytes(image)
 

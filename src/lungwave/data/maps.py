@@ -15,7 +15,7 @@ from PIL import Image
 
 from lungwave import repro
 from lungwave.data import reading
-from lungwave.data.foreign import numpy_arrays
+from lungwave.data.arrays import numpy_arrays
 from lungwave.types import UsageError
 
 ROWS, COLUMNS, POOL = 32, 1024, 4  # report: first 32 rows, 4 x 4 mean, 8 x 256
@@ -123,7 +123,13 @@ def kind_of(path: Path) -> Literal["png", "numpy", "torch", "other"]:
         try:
             with zipfile.ZipFile(path) as archive:
                 return "torch" if any(n.endswith("data.pkl") for n in archive.namelist()) else "numpy"
-        except zipfile.BadZipFile:
+        except (
+            zipfile.BadZipFile,
+            NotImplementedError,
+            ValueError,
+            EOFError,
+            OSError,
+        ):  # whatever its directory makes it say
             return "other"
     return "torch" if head.startswith(b"\x80") else "other"  # torch before 1.6 wrote bare pickles
 
@@ -173,7 +179,7 @@ def _gray(path: Path, pixels: np.ndarray) -> np.ndarray:
 
 
 def _load_numpy(path: Path) -> np.ndarray:
-    with_names = {k: v for k, v in numpy_arrays(path, skip_text=True).items() if v.ndim >= 2}
+    with_names = {k: v for k, v in numpy_arrays(path, "skip").items() if v.ndim >= 2}
     for name in ("maps", "arr_0", "rf"):  # ours; OpenAI's sample files; a bare .npy
         if name in with_names:
             return _gray(path, with_names[name])
@@ -184,14 +190,16 @@ def _load_torch(path: Path) -> np.ndarray:
     """Tensor of a ``.pt`` file; only tensors are built (``weights_only``), whatever else the pickle asks for."""
     import torch  # here, so that PNG and NPZ work without waiting for torch
 
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-        reading.check_size(path, "tensors", (size,), 1, MAX_MAP_BYTES)
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                size = sum(entry.file_size for entry in archive.infolist())
+            reading.check_size(path, "tensors", (size,), 1, MAX_MAP_BYTES)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UsageError(f"{path}: holds more than tensors, which is never unpickled; save the bare tensor") from error
+    except UsageError:
+        raise
     except Exception as error:  # a damaged file makes the parser fail in any way it likes
         raise UsageError(f"{path}: not a readable torch file ({type(error).__name__}); copy it again") from error
     if isinstance(found, dict) and len(found) == 1:

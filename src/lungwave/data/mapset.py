@@ -14,13 +14,14 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64, Integer, Shaped, UInt8
 
 from lungwave.data import images, reading
+from lungwave.data.arrays import numpy_arrays
 from lungwave.data.dataset import split
-from lungwave.data.foreign import numpy_arrays
 from lungwave.data.images import openai_view as openai_view
 from lungwave.data.maps import SLACK
 from lungwave.types import UsageError
 
 NO_LABEL = -1
+MOST_CLASSES = 100_000  # a damaged number must not name billions
 CHUNK = 256  # maps that are turned to float64 at once
 
 MapField = Literal["smooth", "sharp"]
@@ -206,13 +207,14 @@ def _from_numpy(path: Path, labels: bool, quantifiable_only: bool) -> MapSet:
     reading.check_file(path)
     if path.suffix.lower() not in (".npz", ".npy"):
         raise UsageError(f"{path}: is no set of maps; give a folder of images, .npz, .npy or .h5")
-    arrays = numpy_arrays(path, skip_text=True)
+    arrays = numpy_arrays(path, "keep")
+    texts = {name: arrays.pop(name) for name in list(arrays) if arrays[name].dtype.kind == "U"}
     key = next((name for name in ("maps", "arr_0", "rf") if name in arrays), None)  # ours; OpenAI's; a bare .npy
     if key is None:
         raise UsageError(f"{path}: no array 'maps' among {', '.join(sorted(arrays)) or 'none'}; name the maps 'maps'")
     maps = _channels_first(path, arrays[key], key == "arr_0")
-    names = _texts(path, "names") or tuple(str(i) for i in range(len(maps)))
-    given, classes = _stated_labels(path, arrays, len(maps))
+    names = _texts(texts, "names") or tuple(str(i) for i in range(len(maps)))
+    given, classes = _stated_labels(path, arrays, texts, len(maps))
     if given is None and labels:
         if len(names) != len(maps) or not all("_" in name for name in names):
             raise UsageError(
@@ -254,12 +256,14 @@ def _channels_first(path: Path, values: np.ndarray, channels_last: bool) -> np.n
     return values
 
 
-def _stated_labels(path: Path, arrays: dict[str, np.ndarray], count: int) -> tuple[list[str] | None, tuple[str, ...]]:
+def _stated_labels(
+    path: Path, arrays: dict[str, np.ndarray], texts: dict[str, np.ndarray], count: int
+) -> tuple[list[str] | None, tuple[str, ...]]:
     """Class name of every map (None where not stated) and the classes there are, from texts or from numbers."""
-    classes = _texts(path, "classes") or ()
-    texts = _texts(path, "labels")
-    if texts is not None:
-        return list(texts), classes or tuple(sorted(set(texts)))
+    classes = _texts(texts, "classes") or ()
+    given = _texts(texts, "labels")
+    if given is not None:
+        return list(given), classes or tuple(sorted(set(given)))
     numbers = arrays.get("labels", arrays.get("arr_1"))
     if numbers is None:
         return None, ()
@@ -267,24 +271,18 @@ def _stated_labels(path: Path, arrays: dict[str, np.ndarray], count: int) -> tup
         raise UsageError(f"{path}: 'labels' has shape {numbers.shape}; {count} whole numbers or texts were expected")
     if (numbers < 0).all():
         return None, ()
+    if numbers.max() >= MOST_CLASSES:
+        raise UsageError(f"{path}: a label is {numbers.max()}; number the classes from 0, {MOST_CLASSES} are the most")
     classes = classes or tuple(str(i) for i in range(int(numbers.max()) + 1))
     if numbers.min() < 0 or numbers.max() >= len(classes):
         raise UsageError(f"{path}: labels run from {numbers.min()} to {numbers.max()}, classes are {len(classes)}")
     return [classes[i] for i in numbers], classes
 
 
-def _texts(path: Path, name: str) -> tuple[str, ...] | None:
-    """Texts of an NPZ file; None where absent or not text."""
-    if path.suffix.lower() != ".npz":
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if name not in archive.files:
-                return None
-            found = archive[name]
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{path}: '{name}' is not readable ({str(error)[:80]}); save it as plain texts") from error
-    return tuple(str(text) for text in found) if found.dtype.kind == "U" and found.ndim == 1 else None
+def _texts(texts: dict[str, np.ndarray], name: str) -> tuple[str, ...] | None:
+    """Texts of an NPZ file; None where absent."""
+    found = texts.get(name)
+    return None if found is None or found.ndim != 1 else tuple(str(text) for text in found)
 
 
 def _from_cases(source: Path, shards: Sequence[Path], field: MapField, quantifiable_only: bool) -> MapSet:

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import h5py
 import numpy as np
 
+from lungwave.data import seal
 from lungwave.types import LungwaveError, UsageError
 
 MAX_BYTES = 8 * 2**30  # [byte] one array as declared in the file; a laptop's memory
@@ -36,6 +37,7 @@ def open_hdf5(path: str | Path) -> Iterator[h5py.File]:
     path = Path(path)
     check_file(path)
     try:
+        seal.check(path)
         with h5py.File(path, "r") as file:
             yield file
     except LungwaveError:

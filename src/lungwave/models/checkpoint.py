@@ -24,7 +24,7 @@ from lungwave.models.noising import Noising
 from lungwave.models.precond import Denoiser, Discrete, Kind, Preconditioned, Scaling
 from lungwave.models.unet import Size, UNet, UNetConfig, check_size
 from lungwave.models.wiener import Wiener
-from lungwave.repro import atomic_path, manifest, sha256, write_json
+from lungwave.repro import atomic_path, manifest, sha256, stamped, unstamped, write_json
 from lungwave.types import RESEARCH_USE, LungwaveError, UsageError
 
 FORMAT = 1
@@ -125,7 +125,7 @@ def write_folder(folder: Path, weights: bytes, about: Mapping[str, Any], card: s
         temporary.write_bytes(weights)
     with atomic_path(folder / CARD) as temporary:
         temporary.write_text(card, encoding="utf-8")
-    write_json(folder / ABOUT, {**about, "weights_sha256": digest(weights).hexdigest()})
+    write_json(folder / ABOUT, stamped({**about, "weights_sha256": digest(weights).hexdigest()}))
 
 
 def read_about(folder: Path, kind: str, newest: int, cure: str) -> dict[str, Any]:
@@ -146,6 +146,7 @@ def read_about(folder: Path, kind: str, newest: int, cure: str) -> dict[str, Any
         raise UsageError(f"{folder} holds a '{about['kind']}' model, this reads '{kind}'; {cure}")
     if about["format"] > newest:
         raise UsageError(f"{folder} has format {about['format']}, this reads up to {newest}; update lungwave")
+    about = unstamped(folder / ABOUT, about)
     if about.get("weights_sha256") not in (None, sha256(folder / WEIGHTS)):
         raise UsageError(f"{folder / WEIGHTS} is damaged or of another model than {ABOUT}; copy the folder again")
     return about

@@ -10,6 +10,7 @@ spread and correlation lengths of the data. It has only to learn what is not Gau
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -32,13 +33,14 @@ def cosines(length: int) -> Float[Tensor, "mode pixel"]:
     return basis
 
 
-def mode_variance(maps: Float[Tensor, "n c z x"]) -> Float[Tensor, "c z x"]:
-    """Mean square of each cosine mode over the maps."""
-    down, across = cosines(maps.shape[2]), cosines(maps.shape[3])
-    total = torch.zeros(maps.shape[1:], dtype=torch.float64)
-    for part in maps.split(ROWS):
-        total += (down @ part.double() @ across.T).square().sum(0)
-    found = total / len(maps)
+def mode_variance(maps: Float[Tensor, "n c z x"] | Iterable[Tensor]) -> Float[Tensor, "c z x"]:
+    """Mean square of each cosine mode over the maps, which may come in parts of ``ROWS`` maps."""
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for part in maps.split(ROWS) if isinstance(maps, Tensor) else maps:
+        down, across = cosines(part.shape[2]), cosines(part.shape[3])
+        total = total + (down @ part.double() @ across.T).square().sum(0)
+        count += len(part)
+    found = total / count
     return found.clamp(min=LEAST * float(found.max())).float()
 
 

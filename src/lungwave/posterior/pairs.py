@@ -20,8 +20,10 @@ from torch import Tensor
 from lungwave.acoustics.probe import Scan, sequence
 from lungwave.acoustics.receive import add_noise, drop_elements
 from lungwave.config import Config
+from lungwave.data import schema
 from lungwave.data.dataset import folder_config, read_shards, shard_files
 from lungwave.data.schema import CaseTable
+from lungwave.data.streamed import Column, StreamedCases, index_of, stream_cases
 from lungwave.models.precond import Scaling
 from lungwave.models.unet import Condition
 from lungwave.posterior.conditioning import Conditioner, Read, Scales, scaled
@@ -35,6 +37,7 @@ from lungwave.types import MM, Frames, UsageError
 
 FIT = 1000  # frames that detector and scales are fitted on, at most
 BATCH = 50  # frames at a time there
+SAMPLE = 4000  # cases of a streamed set that scaling and readouts are fitted on, at most
 KEPT = 512  # undisturbed conditions in memory, about 300 kB each
 
 
@@ -84,6 +87,22 @@ class Pairs:
             raise UsageError(f"{folder} holds no case that is quantifiable everywhere; generate lungs without ribs")
         return pairs if good.all() else pairs.take(good)
 
+    @classmethod
+    def stream(cls, folder: Path, quiet: bool = False) -> Pairs:
+        """The same cases, which stay on disk: rows are read when they are asked for."""
+        index = index_of(folder, quiet)
+        good = np.flatnonzero(index.whole)
+        if not len(good):
+            raise UsageError(f"{folder} holds no case that is quantifiable everywhere; generate lungs without ribs")
+        cases = stream_cases(index, good)
+        rf = replace(index.column(schema.RAW), rows=cases.smooth.rows)
+        return StreamedPairs(rf, cases, folder_config(folder), index.seals)
+
+    @property
+    def sample(self) -> np.ndarray:
+        """Cases that are looked at together, to fit what needs no more: all that are in memory."""
+        return np.arange(len(self))
+
     def __len__(self) -> int:
         return len(self.rf)
 
@@ -108,6 +127,33 @@ class Pairs:
         found = hashlib.sha256(self.config.digest().encode())
         for part in (self.rf, self.cases.smooth, self.cases.index):
             found.update(np.ascontiguousarray(part).data)
+        return found.hexdigest()
+
+
+@dataclass(frozen=True)
+class StreamedPairs(Pairs):
+    """Pairs that stay on disk, for training on more than fits into memory."""
+
+    rf: Column  # type: ignore[assignment]
+    seals: tuple[str, ...] = ()  # digests of the files
+
+    def take(self, chosen: np.ndarray) -> StreamedPairs:
+        """Some of the cases, still on disk."""
+        rows = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
+        cases = self.cases.take(rows)
+        assert isinstance(cases, StreamedCases)
+        return replace(self, rf=replace(self.rf, rows=cases.smooth.rows), cases=cases)
+
+    @property
+    def sample(self) -> np.ndarray:
+        """Evenly spread cases, as many as fit into memory."""
+        return np.unique(np.linspace(0, len(self) - 1, min(len(self), SAMPLE)).round().astype(int))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the files' digests and which of their cases these are."""
+        found = hashlib.sha256(repr((self.config.digest(), self.seals)).encode())
+        found.update(np.ascontiguousarray(self.rf.rows).data)
         return found.hexdigest()
 
 

@@ -5,6 +5,7 @@ Every later model must beat it. One head gives percent aeration of each depth ba
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from lungwave.acoustics.receive import add_noise
 from lungwave.config import Config
 from lungwave.data.dataset import folder_config, read_shards, shard_files, split
 from lungwave.data.schema import CaseTable
+from lungwave.models.checkpoint import ABOUT, WEIGHTS, write_folder
 from lungwave.posterior.echoes import (
     Echoes,
     EchoReader,
@@ -42,7 +44,7 @@ from lungwave.posterior.linear import (
 )
 from lungwave.posterior.pleura import PleuraDetector, fit_detector
 from lungwave.progress import Progress
-from lungwave.repro import atomic_path, manifest, stream, write_json
+from lungwave.repro import atomic_path, manifest, sha256, stream, unstamped
 from lungwave.types import Frames, UsageError
 
 FORMAT = 1
@@ -359,11 +361,10 @@ def _read_folds(path: Path) -> Folds | None:
 
 def save_model(model: RidgeModel, folder: Path, card: str, command: str, parents: list[Path]) -> None:
     """Write model.safetensors, config.json and README.md (the card) into ``folder``, and the folds if there are any."""
-    with atomic_path(folder / "model.safetensors") as temporary:
-        temporary.write_bytes(save(_arrays(model)))
-    if model.folds is not None:
+    folds = None if model.folds is None else save(_fold_arrays(model.folds))
+    if folds is not None:
         with atomic_path(folder / FOLDS_FILE) as temporary:
-            temporary.write_bytes(save(_fold_arrays(model.folds)))
+            temporary.write_bytes(folds)
     about = {
         "format": FORMAT,
         "kind": "ridge",
@@ -372,17 +373,20 @@ def save_model(model: RidgeModel, folder: Path, card: str, command: str, parents
         "levels": list(LEVELS),
         "trained": model.trained,
         "command": command,
+        "folds_sha256": None if folds is None else hashlib.sha256(folds).hexdigest(),
         **manifest(model.config.to_json(), model.config.seed, parents),
     }
-    write_json(folder / "config.json", about)
-    with atomic_path(folder / "README.md") as temporary:
-        temporary.write_text(card, encoding="utf-8")
+    write_folder(folder, save(_arrays(model)), about, card)
 
 
 def load_model(folder: Path) -> RidgeModel:
     """Read a model folder; safetensors hold numbers only, nothing is executed. UsageError where it is not one."""
     try:
-        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        about = unstamped(folder / ABOUT, about)
+        for name, key in ((WEIGHTS, "weights_sha256"), (FOLDS_FILE, "folds_sha256")):
+            if about.get(key) and (folder / name).exists() and about[key] != sha256(folder / name):
+                raise UsageError(f"{folder / name} is damaged or of another model than {ABOUT}; copy the folder again")
         arrays = {**load_file(folder / "model.safetensors")}
         if about.get("kind") != "ridge" or about["format"] > FORMAT:
             raise UsageError(

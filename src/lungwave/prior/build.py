@@ -22,7 +22,7 @@ from lungwave.models.checkpoint import save_model, start_from
 from lungwave.models.ema import gamma_of
 from lungwave.models.precond import Denoiser, Kind, Preconditioned, Scaling
 from lungwave.models.unet import Size, UNet, UNetConfig, describe, fitting_strides, level_sizes
-from lungwave.models.wiener import Wiener, mode_variance
+from lungwave.models.wiener import ROWS, Wiener, mode_variance
 from lungwave.prior.journal import Journal, ProgressLine, SampleGrid, SigmaCurves, TensorBoard
 from lungwave.repro import stream
 from lungwave.shipped import MODEL
@@ -100,7 +100,8 @@ def materials(maps: MapSet, prior: Prior) -> Materials:
     classes = maps.classes if prior.classes else ()
     source = MapSource(kept, scaling, prior.augment, prior.classes)
     other = MapSource(held, scaling, None, prior.classes) if len(held) else None
-    spectrum = mode_variance(scaling.to_network(torch.from_numpy(kept.fraction()))) if prior.kind == "wiener" else None
+    parts = (kept.fraction(slice(i, i + ROWS)) for i in range(0, len(kept), ROWS))
+    spectrum = mode_variance(scaling.to_network(torch.from_numpy(p)) for p in parts) if prior.kind == "wiener" else None
     return Materials(source, other, scaling, network, maps.size, classes, spectrum)
 
 

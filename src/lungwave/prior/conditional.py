@@ -96,7 +96,8 @@ def ingredients(pairs: Pairs, plan: Posterior) -> Ingredients:
     detector = fit_pleura(kept, plan.disturbance.snr_db, seed) if center is None else center.detector
     conditioner = Conditioner(kept.config, kept.scan, detector, center=center)
     scales = fit_scales(kept, conditioner, plan.disturbance.snr_db, seed)
-    maps = np.asarray(kept.cases.smooth, np.float64)
+    some = kept.sample
+    maps = np.asarray(kept.cases.smooth[some], np.float64)
     scaling = Scaling(float(maps.mean()), float(maps.std()))
     source, other = (
         PairSource(part, scaling, scales, detector, plan.disturbance, seed, center) for part in (kept, held)
@@ -111,8 +112,8 @@ def ingredients(pairs: Pairs, plan: Posterior) -> Ingredients:
         scaling,
         scales,
         detector,
-        BandReadout.fit(maps, kept.aeration),
-        CategoryReadout.fit(maps, kept.cases.category),
+        BandReadout.fit(maps, kept.aeration[some]),
+        CategoryReadout.fit(maps, [kept.cases.category[i] for i in some]),
         Novelty(np.zeros(1), np.ones(1), np.eye(1), 1.0),
         maps.std(0),
         None if center is None else replace(center, folds=None),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from lungwave.types import LungwaveError, UsageError
 
 SIGMAS = tuple(float(f"{s:.4g}") for s in np.geomspace(0.01, 20.0, 12))  # noise levels of a check
 JOURNAL = "log.jsonl"
+CHECK = "crc32"  # key of the checksum of a line
 
 
 class ProgressLine(Listener):
@@ -78,10 +80,16 @@ class Journal(Listener):
 
     def begin(self, run: Training) -> None:
         """Forget lines about images that the state has not seen: they will be seen again."""
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        self.records = [record for record in map(_parsed, lines) if record and record["images"] <= run.images]
+        self.resume(run.images)
+
+    def resume(self, images: int) -> None:
+        """Go on after so many images."""
+        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
+        lines = [found for found in map(_parsed, text.splitlines()) if found]
+        checked = any(whole for _, whole in lines)  # else of an older lungwave, which wrote no checksums
+        self.records = [r for r, whole in lines if whole or not checked if r["images"] <= images]
         with atomic_path(self.path) as temporary:
-            temporary.write_text("".join(f"{json.dumps(record)}\n" for record in self.records), encoding="utf-8")
+            temporary.write_text("".join(map(_line, self.records)), encoding="utf-8")
 
     def step(self, run: Training, step: Step) -> None:
         """Add the mean over the steps of an interval."""
@@ -106,7 +114,7 @@ class Journal(Listener):
         self.records.append(record)
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(f"{json.dumps(record)}\n")
+                file.write(_line(record))
         except OSError as error:
             raise LungwaveError(f"{self.path}: cannot write ({error.strerror}); free space, then rerun") from error
 
@@ -236,13 +244,22 @@ class TensorBoard(Listener):
         self.writer.close()
 
 
-def _parsed(line: str) -> dict[str, Any] | None:
-    """A line of the journal; None for one that a killed process left half written."""
+def _line(record: dict[str, Any]) -> str:
+    """A line of the journal, with a checksum of itself at its end."""
+    text = json.dumps(record)
+    return f'{text[:-1]}, "{CHECK}": {zlib.crc32(text.encode())}}}\n'
+
+
+def _parsed(line: str) -> tuple[dict[str, Any], bool] | None:
+    """A line of the journal, and whether a checksum vouches for it; None for a half written or damaged one."""
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) and "images" in found else None
+    if not isinstance(found, dict) or not isinstance(found.get("images"), (int, float)):
+        return None
+    check = found.pop(CHECK, None)
+    return (found, check is not None) if check in (None, zlib.crc32(json.dumps(found).encode())) else None
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -25,16 +25,19 @@ import torch
 from torch import Tensor, nn
 
 from lungwave.models.ema import Averages, Keep, power_averages
+from lungwave.models.unet import Condition
 from lungwave.repro import stream, versions
 from lungwave.training import state
+from lungwave.training.loader import Made, made, read_ahead
 from lungwave.training.objective import Task
 from lungwave.training.ranks import Ranks
-from lungwave.training.source import Batch, Draws, Source, rows_of
+from lungwave.training.source import Batch, Draws, Source
 from lungwave.types import LungwaveError, UsageError
 
 Decay = Literal["inverse-sqrt", "linear", "none"]
 Precision = Literal["auto", "float32", "bfloat16"]
-FREE = {"images", "minutes", "microbatch", "compile", "save_minutes", "snapshot_images"}  # may change on resume
+# Settings that may change on resume.
+FREE = {"images", "minutes", "microbatch", "compile", "save_minutes", "snapshot_images", "readers"}
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class TrainConfig:
     seed: int = 0
     save_minutes: float = 5.0  # between states; a killed training loses this much
     snapshot_images: int = 20_000  # between snapshots of the averaged weights; 0 = none
+    readers: int = 0  # processes a rank that make images ahead of time; no effect on the result
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -67,7 +71,17 @@ class TrainConfig:
         for name, value in positive.items():
             if not value > 0:
                 raise UsageError(f"{name} {value} must be greater than 0")
-        for name in ("microbatch", "weight_decay", "warmup_images", "clip", "seed", "save_minutes", "snapshot_images"):
+        some = (
+            "microbatch",
+            "weight_decay",
+            "warmup_images",
+            "clip",
+            "seed",
+            "save_minutes",
+            "snapshot_images",
+            "readers",
+        )
+        for name in some:
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} {getattr(self, name)} must be at least 0")
         if self.minutes is not None and not self.minutes > 0:
@@ -151,6 +165,7 @@ class Training:
             "averages": list(self.averages.keeps), **(facts or {}),
         }  # fmt: skip
         self.step, self.images, self.seconds, self._late = 0, 0, 0.0, False
+        self._ahead: Iterator[Made] | None = None  # what the readers make
         self.stored_images: int | None = None  # in the newest state on disk
         self.began = 0  # images that an earlier run had seen
         if config.batch > len(source):
@@ -185,6 +200,7 @@ class Training:
                 self.save()
             for listener in self.listeners:
                 listener.end(self)
+        self._ahead = None
         return self.finished
 
     @property
@@ -202,14 +218,10 @@ class Training:
         clock = time.perf_counter()
         config = self.config
         positions = np.arange(self.images, min(self.images + config.batch, config.images))
-        mine = self.ranks.share(positions)
         lr = config.rate(self.images + len(positions))
         self.model.train()
         self.optimizer.zero_grad()
-        size = config.microbatch or max(len(mine), 1)
-        parts = [
-            self._backward(mine[first : first + size], first, len(positions)) for first in range(0, len(mine), size)
-        ]
+        parts = [self._backward(mine, first, len(positions)) for first, mine in self._passes(positions)]
         values = self._gathered(parts, len(positions))
         self._check_finite("loss", bool(values["loss"].isfinite().all()))
         norm = self._gradient_norm()
@@ -223,16 +235,33 @@ class Training:
         self.task.observe(values)
         return Step(self.step, self.images, values, norm, lr, time.perf_counter() - clock)
 
+    def _passes(self, positions: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """This rank's share of a step, cut into passes: where each begins in the share, and its positions."""
+        mine = self.ranks.share(positions)
+        size = self.config.microbatch or max(len(mine), 1)
+        return [(first, mine[first : first + size]) for first in range(0, len(mine), size)]
+
     def batch(self, positions: np.ndarray) -> Batch:
         """The training images at ``positions``, as every run of this training sees them."""
-        draws = Draws(self.config.seed, positions)
-        clean, cond = self.source.images(rows_of(positions, len(self.source), self.config.seed), draws)
+        return self._batch(positions, *made(self.source, positions, self.config.seed))
+
+    def _batch(self, positions: np.ndarray, clean: Tensor, cond: Condition | None) -> Batch:
         device = self.ranks.device
-        return Batch(clean.to(device), None if cond is None else cond.to(device), draws)
+        return Batch(clean.to(device), None if cond is None else cond.to(device), Draws(self.config.seed, positions))
+
+    def _next(self, positions: np.ndarray) -> Batch:
+        """The same, from the readers where there are any."""
+        if not self.config.readers:
+            return self.batch(positions)
+        if self._ahead is None:
+            self._ahead = read_ahead(self.source, _Ahead(self), self.config.seed, self.config.readers)
+        found = next(self._ahead)
+        assert np.array_equal(found[0], positions), "readers follow the training's order"
+        return self._batch(*found)
 
     def _backward(self, positions: np.ndarray, first: int, total: int) -> dict[str, Tensor]:
         """Add the gradient of some images to the sum; their values."""
-        batch = self.batch(positions)
+        batch = self._next(positions)
         key = f"dropout {self.step} {self.ranks.rank} {first}"  # dropout draws from torch's own generator
         torch.manual_seed(int(stream(self.config.seed, key).integers(2**63)))
         with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self._half):
@@ -334,6 +363,19 @@ class Training:
         """Store the averaged weights for ``posthoc``, on the first rank."""
         if self.folder is not None and self.ranks.first and self.averages.keeps:
             state.save_snapshot(self.folder, self.images, self.averages.state(), {"step": self.step})
+
+
+class _Ahead:
+    """Positions of all passes to come, in their order."""
+
+    def __init__(self, run: Training) -> None:
+        self.run, self.begun = run, run.images
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        config = self.run.config
+        for first in range(self.begun, config.images, config.batch):
+            for _, mine in self.run._passes(np.arange(first, min(first + config.batch, config.images))):
+                yield mine
 
 
 def differences(before: Any, now: Any, path: str = "") -> list[str]:

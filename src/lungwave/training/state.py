@@ -26,7 +26,7 @@ from lungwave.models.ema import posthoc_coefficients
 from lungwave.repro import atomic_path
 from lungwave.types import LungwaveError, UsageError
 
-FORMAT = "lungwave-training-1"
+FORMAT, FIRST = "lungwave-training-2", "lungwave-training-1"  # the first had no digest of its facts
 STATE, PREVIOUS, SNAPSHOTS = "state.safetensors", "state.previous.safetensors", "snapshots"
 LEFT = r"\..+\.(safetensors|jsonl?|png|md|pt)\.[a-z0-9_]{8}\.part"  # names that ``repro.atomic_path`` makes
 LARGEST_HALF = 65504.0
@@ -155,16 +155,18 @@ def read(path: Path) -> tuple[dict[str, Tensor], Facts]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise LungwaveError(f"{path}: is damaged ({str(error)[:80]})") from error
-    if facts.get("format") != FORMAT:
+    if facts.get("format") not in (FORMAT, FIRST):
         raise UsageError(f"{path}: is no training state of this version ({FORMAT}); choose another folder")
-    if facts.pop("sha256", None) != _digest(tensors):
+    told, stamp = facts.pop("sha256", None), facts.pop("facts_sha256", None)
+    if told != _digest(tensors) or (facts["format"] == FORMAT and stamp != _digest_of(facts)):
         raise LungwaveError(f"{path}: is damaged (its content does not match its digest)")
     return tensors, facts
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], facts: Facts) -> None:
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    text = json.dumps({**facts, "format": FORMAT, "sha256": _digest(plain)}, allow_nan=False)
+    about = json.loads(json.dumps({**facts, "format": FORMAT}, allow_nan=False))  # as it is read back
+    text = json.dumps({**about, "sha256": _digest(plain), "facts_sha256": _digest_of(about)})
     try:
         save_file(plain, path, {"lungwave": text})
     except SafetensorError as error:  # its writer wraps what the system said
@@ -196,6 +198,10 @@ def _flush(folder: Path) -> None:
 def _half(value: Tensor) -> Tensor:
     whole = value.detach().float()
     return whole.half() if whole.abs().max() <= LARGEST_HALF else whole
+
+
+def _digest_of(facts: Facts) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -2,62 +2,69 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
+from lungwave.pool import Job, Result
 from lungwave.types import LungwaveError
 
-Result = TypeVar("Result")
+AHEAD = 3  # jobs a worker that are handed over before they are begun
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # of the libraries behind NumPy and torch
 
 
-def in_parallel(
-    work: Callable[..., Result], jobs: Mapping[range, tuple[Any, ...]], workers: int
-) -> Generator[tuple[range, Result], None, None]:
-    """``work(*job)`` for every range of cases, with its result, as they are finished.
+class Local:
+    """Processes of this machine."""
 
-    A failed job lets the others finish theirs. On an interrupt, or when the iterator is closed, workers end at once and
-    what they were doing is lost. Raises LungwaveError, with the worker's own traceback, where one failed or was killed.
-    """
-    context = multiprocessing.get_context("spawn")
-    theirs, ours = context.Pipe(duplex=False)  # workers end when our end closes, as it does if this process is killed
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (theirs,))
-    # Not concurrent.futures.wait: an interrupt while it locks futures one by one leaves shutdown waiting for ever.
-    finished: SimpleQueue[Future[Result]] = SimpleQueue()
-    try:
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+
+    def run(self, work: Callable[..., Result], jobs: Iterable[Job]) -> Generator[tuple[range, Result], None, None]:
+        """See ``Pool``. On an interrupt, or when the iterator is closed, workers end at once."""
+        context = multiprocessing.get_context("spawn")
+        theirs, ours = context.Pipe(duplex=False)  # workers end when our end closes, as if this process is killed
+        pool = ProcessPoolExecutor(self.workers, context, _start_worker, (theirs,))
+        # Not concurrent.futures.wait: an interrupt while it locks futures one by one leaves shutdown waiting for ever.
+        finished: SimpleQueue[Future[Result]] = SimpleQueue()
         parts: dict[Future[Result], range] = {}
-        with (
-            _one_thread_each(),
-            _deaf_to_interrupts(),
-        ):  # a worker that is told so only when it runs could still say a traceback before
-            for part, job in jobs.items():
-                future = pool.submit(work, *job)
+        waiting = iter(jobs)
+
+        def submit(count: int) -> None:
+            for part, arguments in itertools.islice(waiting, count):
+                future = pool.submit(work, *arguments)
                 parts[future] = part
                 future.add_done_callback(finished.put)
-        for _ in jobs:
-            future = finished.get()
-            _raise_of(future, parts[future])
-            yield parts[future], future.result()
-    except (KeyboardInterrupt, GeneratorExit):
-        ours.close()
-        pool.shutdown(wait=True)
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        ours.close()
-        theirs.close()
+
+        try:
+            # A worker that is told so only when it runs could still say a traceback before.
+            with _one_thread_each(), _deaf_to_interrupts():
+                submit(AHEAD * self.workers)
+            while parts:
+                future = finished.get()
+                part = parts.pop(future)
+                _raise_of(future, part)
+                submit(1)
+                yield part, future.result()
+        except (KeyboardInterrupt, GeneratorExit):
+            ours.close()
+            pool.shutdown(wait=True)
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            ours.close()
+            theirs.close()
 
 
 @contextmanager
@@ -95,13 +102,16 @@ def _raise_of(future: Future[Any], part: range) -> None:
             f"a worker died at cases {part.start}:{part.stop} (killed, or out of memory); "
             "rerun the same command to go on, with fewer --workers if memory was short"
         ) from error
-    if isinstance(error, LungwaveError):
-        raise error
     if error is not None:
-        where = traceback.extract_tb(error.__traceback__)[-1:] or ""
-        raise LungwaveError(
-            f"cases {part.start}:{part.stop} failed: {type(error).__name__}: {error} {where}".rstrip()
-        ) from error
+        raise failure(error, part) from error
+
+
+def failure(error: BaseException, part: range) -> LungwaveError:
+    """What is raised where a task failed: the task's own error where that says the cure, else its kind and place."""
+    if isinstance(error, LungwaveError):
+        return error
+    where = traceback.extract_tb(error.__traceback__)[-1:] or ""
+    return LungwaveError(f"cases {part.start}:{part.stop} failed: {type(error).__name__}: {error} {where}".rstrip())
 
 
 def _start_worker(parent: Connection) -> None:
