@@ -12,6 +12,7 @@ simulate and reconstruct. Writes docs/results/release.md and .json, and docs/ref
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import shlex
@@ -149,6 +150,19 @@ def lowest(wheel: Path, tools: Path, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def without_downloads(sbom: Path) -> Any:
+    """The bill without its own maker and without addresses to download from: name and version say which package."""
+
+    def kept(node: Any) -> Any:
+        if isinstance(node, list):
+            return [kept(item) for item in node if not (isinstance(item, dict) and item.get("type") == "distribution")]
+        if isinstance(node, dict):
+            return {key: kept(value) for key, value in node.items() if key != "tools"}
+        return node
+
+    return kept(json.loads(sbom.read_text(encoding="utf-8")))
+
+
 def text(found: dict[str, Any]) -> str:
     lines = [
         "# What a release is made of",
@@ -225,9 +239,9 @@ def main() -> int:
             ({"name": d.metadata["Name"], "version": d.version, "licence": licence(d)} for d in held),
             key=lambda row: row["name"].lower(),
         )
-        with atomic_path(ROOT / "docs/reference/sbom.json") as temporary:
-            run([tools.parent / "cyclonedx-py", "environment", "--pyproject", ROOT / "pyproject.toml",
-                 "--output-reproducible", "-o", temporary, folder / "0/env/bin/python"])  # fmt: skip
+        run([tools.parent / "cyclonedx-py", "environment", "--pyproject", ROOT / "pyproject.toml",
+             "--output-reproducible", "-o", folder / "sbom.json", folder / "0/env/bin/python"])  # fmt: skip
+        write_json(ROOT / "docs/reference/sbom.json", without_downloads(folder / "sbom.json"))
         if not args.skip_lowest:
             found["lowest"] = lowest(wheel, tools, folder / "low")
     base = ROOT / "docs/results/release"

@@ -49,10 +49,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "model export": ("cli_models.ModelExport", "model -> diffusers folder, or .pt with OpenAI's names"),
     "doctor": ("cli_verbs.Doctor", "what this machine can do with lungwave, and what is wrong with it"),
     "completion": ("cli_completion.Completion", "completion of all this for bash, zsh or tcsh"),
-    "data info": ("cli_verbs.DataInfo", "what an RF file holds"),
-    "data validate": ("cli_verbs.DataValidate", "check an RF file against the format"),
-    "data merge": ("cli_verbs.DataMerge", "ranges of cases from several machines -> one checked folder"),
-    "data convert": ("cli_verbs.DataConvert", "other formats -> RF file or map images"),
+    "data info": ("cli_data.DataInfo", "what an RF file holds"),
+    "data validate": ("cli_data.DataValidate", "check an RF file against the format"),
+    "data merge": ("cli_data.DataMerge", "ranges of cases from several machines -> one checked folder"),
+    "data convert": ("cli_data.DataConvert", "other formats -> RF file or map images"),
 }
 
 

@@ -36,7 +36,9 @@ TYPED = [
 ]
 
 
-@pytest.mark.parametrize(("words", "offered", "refused"), TYPED, ids=lambda words: " ".join(words))
+@pytest.mark.parametrize(
+    ("words", "offered", "refused"), TYPED, ids=lambda words: " ".join(words) if isinstance(words, tuple) else ""
+)
 def test_bash_offers_what_fits(words: tuple[str, ...], offered: set[str], refused: set[str], tmp_path: Path) -> None:
     if not (bash := shutil.which("bash")):
         pytest.skip("bash is not installed")

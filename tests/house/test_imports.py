@@ -49,6 +49,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "lungwave.cli",
         "lungwave.cli_options",
         "lungwave.cli_verbs",
+        "lungwave.cli_data",
         "lungwave.cli_learn",
         "lungwave.cli_models",
         "lungwave.cli_evaluate",
