@@ -148,7 +148,7 @@ def command_line(process: int) -> bytes:
         return b""
 
 
-def until(happened: Callable[[], Any], seconds: float = 30) -> Any:
+def until(happened: Callable[[], Any], seconds: float = 120) -> Any:
     """What ``happened`` returns once it is true."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -21,7 +21,7 @@ from lungwave.viewer.limits import Limits
 from lungwave.viewer.orders import Order
 from lungwave.viewer.private import erase
 
-WARM = 120.0  # [s] for a worker to be ready
+WARM = 300.0  # [s] for a worker to be ready: seconds, minutes where the machine is busy
 PATIENCE = 5.0  # [s] for a job's process to end
 LINE = 2**16  # [byte] at most of what a worker says at once
 OVER = ("done", "failed", "cancelled")
