@@ -7,7 +7,7 @@ PYTEST_FLAGS ?= -n 2
 BIN := $(VENV)/bin
 SECONDS_SINCE = echo "$(1): $$(( $$(date +%s) - start )) s"
 
-.PHONY: demo test lint browser docs model priors copies posterior clean
+.PHONY: demo test lint browser docs bench model priors copies posterior clean
 
 demo: $(VENV)/.core
 	@start=$$(date +%s); $(BIN)/lungwave demo --out $(OUT) && $(call SECONDS_SINCE,demo)
@@ -28,6 +28,15 @@ lint: $(VENV)/.dev
 docs: $(VENV)/.docs
 	@start=$$(date +%s); $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html \
 	  && echo "docs/_build/html/index.html" && $(call SECONDS_SINCE,docs)
+
+# The tables that need neither training nor other people's programs, one after another: hours on two cores that do nothing
+# else. `make BENCH="generate scale" bench` makes some of them.
+BENCH ?= generate crosscheck bmode_sets phantom_statistics twins frechet evaluate scale memory faults cluster_cost newcomer \
+	release
+bench: $(VENV)/.dev
+	@for name in $(BENCH); do \
+	  start=$$(date +%s); $(BIN)/python benchmarks/$$name.py && $(call SECONDS_SINCE,$$name) || exit 1; \
+	done
 
 # The shipped ridge model and its test on lungs of another seed: about half an hour on two cores.
 model: $(VENV)/.core

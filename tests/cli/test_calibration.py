@@ -95,7 +95,7 @@ def test_the_stein_discrepancy_is_the_sum_over_pairs() -> None:
         ({"samples": np.zeros((3, 4, 2)), "truth": np.zeros((3, 5))}, "samples have shape (3, 4, 2)"),
         ({"samples": np.full((3, 4, 2), np.nan), "truth": np.ones((3, 2))}, "not finite"),
         ({"samples": np.zeros((3, 1, 2)), "truth": np.ones((3, 2))}, "2 samples or more"),
-        ({"samples": np.array([["a"]]), "truth": np.zeros(1)}, "no NPZ of numbers"),
+        ({"samples": np.array([["a"]]), "truth": np.zeros(1)}, "numbers were expected"),
         ({"samples": np.zeros((3, 4)), "truth": np.ones(3), "residual": np.ones((3, 2))}, "go together"),
     ],
 )

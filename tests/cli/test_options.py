@@ -72,7 +72,7 @@ def test_printed_settings_can_be_read_back(tmp_path: Path, capsys: pytest.Captur
     [
         (["generat"], "did you mean 'generate'?"),
         (["dta", "info"], "did you mean 'data'?"),
-        (["data"], "info, validate, convert"),
+        (["data"], "info, validate, merge, convert"),
         (["data", "conver"], "did you mean 'data convert'?"),
         (["xyzzy"], "known: demo, phantom"),
         (["generate", "--caes", "0:2"], "did you mean '--cases'?"),

@@ -27,7 +27,10 @@ def shard_files(folder: Path) -> list[Path]:
 def folder_config(folder: Path) -> Config:
     """The configuration that a folder's cases were generated with."""
     path = Path(folder) / "config.json"
-    held = unstamped(path, read_json(path))
+    try:
+        held = unstamped(path, read_json(path))
+    except UsageError as error:
+        raise UsageError(f"{error}; give a folder that 'lungwave generate' wrote") from None
     if not isinstance(held, dict) or not isinstance(held.get("config"), dict):
         raise UsageError(f"{path} is missing or unreadable; give a folder that 'lungwave generate' wrote")
     return Config().override(held["config"])
