@@ -164,7 +164,7 @@ STAMP = "content_sha256"  # key of a JSON object's digest over the rest of it
 def stamped(value: dict[str, Any]) -> dict[str, Any]:
     """A JSON object with a digest of itself, so that one wrong character is noticed."""
     rest = json.loads(json.dumps({key: item for key, item in value.items() if key != STAMP}))  # as it is read back
-    return {**rest, STAMP: _digest(rest)}
+    return {**rest, STAMP: json_digest(rest)}
 
 
 def unstamped(path: Path, value: Any) -> Any:
@@ -172,7 +172,7 @@ def unstamped(path: Path, value: Any) -> Any:
     if not isinstance(value, dict) or STAMP not in value:
         return value
     rest = {key: item for key, item in value.items() if key != STAMP}
-    if value[STAMP] != _digest(rest):
+    if value[STAMP] != json_digest(rest):
         raise UsageError(
             f"{path}: is not as lungwave wrote it (damaged or edited); copy it again, or, if it was edited on purpose, "
             f"delete its line '{STAMP}'"
@@ -188,5 +188,6 @@ def read_json(path: str | Path) -> Any:
         raise UsageError(f"{path}: is missing or unreadable; copy it again, or choose another folder") from None
 
 
-def _digest(value: Any) -> str:
+def json_digest(value: Any) -> str:
+    """SHA-256 of a JSON value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -14,12 +14,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from lungwave.pool import Job, Result
-from lungwave.pool.local import THREADS, failure
+from lungwave.pool.local import AHEAD, THREADS, failure
 from lungwave.types import LungwaveError, UsageError
 
 LOCAL = "local"
 ANSWER = 15.0  # [s] that a scheduler has to answer
-AHEAD = 3  # jobs a worker that are handed over before they are begun
 LOSSES = 3  # workers that may die at one task before it is given up
 
 

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lungwave.posterior.likelihood import Noise
 from lungwave.types import UsageError
 
 SHRINKAGES = (
@@ -72,7 +73,7 @@ class Discrepancy:
 
 
 @dataclass(frozen=True)
-class CorrelatedNoise:
+class CorrelatedNoise(Noise):
     """Gaussian noise of a full covariance; its symmetric root whitens, so that whitening is its own adjoint.
 
     Stands wherever ``likelihood.GaussianNoise`` does, for recordings of a few thousand entries.
@@ -107,14 +108,6 @@ class CorrelatedNoise:
     def draw(self, normal: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
         """Noise, from standard normal recordings."""
         return (normal.flatten(1) @ self._roots[1].to(normal)).reshape(normal.shape)
-
-    def log_prob(self, residual: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
-        """Log density of each case, without its constant."""
-        return -0.5 * self.whiten(residual).flatten(1).square().sum(1)
-
-    def chi2(self, residual: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
-        """Mean square of the whitened residual: 1 where model and noise are right."""
-        return self.whiten(residual).flatten(1).square().mean(1)
 
 
 def _shrunk(flat: Float[np.ndarray, "pair m"], amount: float) -> Float[np.ndarray, "m m"]:

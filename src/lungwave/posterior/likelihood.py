@@ -128,7 +128,7 @@ class Counted:
 
 @runtime_checkable
 class Noise(Protocol):
-    """What a recording holds beside the model's echoes; samplers whiten with it, and take its log density."""
+    """What a recording holds beside the model's echoes; whitening says it all."""
 
     def whiten(self, residual: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
         """Residuals in standard deviations of the noise; linear, and its own adjoint."""
@@ -136,15 +136,15 @@ class Noise(Protocol):
 
     def log_prob(self, residual: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
         """Log density of each case, without its constant."""
-        ...
+        return -0.5 * self.whiten(residual).flatten(1).square().sum(1)
 
     def chi2(self, residual: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
         """Mean square of the whitened residual: 1 where model and noise are right."""
-        ...
+        return self.whiten(residual).flatten(1).square().mean(1)
 
 
 @dataclass(frozen=True)
-class GaussianNoise:
+class GaussianNoise(Noise):
     """Independent Gaussian noise of known standard deviation, one number or one for each entry of a recording.
 
     ``temperature`` scales the variance that samplers believe in; anything but 1 is no posterior, and is said so
@@ -169,14 +169,6 @@ class GaussianNoise:
                 raise UsageError(f"noise of shape {tuple(std.shape)} for recordings of {tuple(residual.shape[1:])}")
             std = std.to(residual)
         return residual / (std * math.sqrt(self.temperature))
-
-    def log_prob(self, residual: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
-        """Log density of each case, without its constant."""
-        return -0.5 * self.whiten(residual).flatten(1).square().sum(1)
-
-    def chi2(self, residual: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
-        """Mean square of the whitened residual: 1 where model and noise are right."""
-        return self.whiten(residual).flatten(1).square().mean(1)
 
 
 def check_forward(forward: Forward, x: Float[Tensor, "n c z x"], seed: int = 0) -> dict[str, float]:

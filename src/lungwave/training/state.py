@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lungwave.models.ema import posthoc_coefficients
-from lungwave.repro import atomic_path
+from lungwave.repro import atomic_path, json_digest
 from lungwave.types import LungwaveError, UsageError
 
 FORMAT, FIRST = "lungwave-training-2", "lungwave-training-1"  # the first had no digest of its facts
@@ -158,7 +158,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], Facts]:
     if facts.get("format") not in (FORMAT, FIRST):
         raise UsageError(f"{path}: is no training state of this version ({FORMAT}); choose another folder")
     told, stamp = facts.pop("sha256", None), facts.pop("facts_sha256", None)
-    if told != _digest(tensors) or (facts["format"] == FORMAT and stamp != _digest_of(facts)):
+    if told != _digest(tensors) or (facts["format"] == FORMAT and stamp != json_digest(facts)):
         raise LungwaveError(f"{path}: is damaged (its content does not match its digest)")
     return tensors, facts
 
@@ -166,7 +166,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], Facts]:
 def _write(path: Path, tensors: Mapping[str, Tensor], facts: Facts) -> None:
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     about = json.loads(json.dumps({**facts, "format": FORMAT}, allow_nan=False))  # as it is read back
-    text = json.dumps({**about, "sha256": _digest(plain), "facts_sha256": _digest_of(about)})
+    text = json.dumps({**about, "sha256": _digest(plain), "facts_sha256": json_digest(about)})
     try:
         save_file(plain, path, {"lungwave": text})
     except SafetensorError as error:  # its writer wraps what the system said
@@ -198,10 +198,6 @@ def _flush(folder: Path) -> None:
 def _half(value: Tensor) -> Tensor:
     whole = value.detach().float()
     return whole.half() if whole.abs().max() <= LARGEST_HALF else whole
-
-
-def _digest_of(facts: Facts) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
