@@ -1,10 +1,12 @@
-"""The newcomer's path, timed: a fresh clone, the first report, a file of one's own.
+"""The newcomer's path, timed: a fresh clone, the first report, a file of one's own, the viewer.
 
-    python benchmarks/newcomer.py [--source .] [--keep FOLDER]
+    python benchmarks/newcomer.py [--source .] [--keep FOLDER] [--chromium chromium]
 
 Clones the repository (``--source``, a folder or an address), runs ``make demo`` in the clone with nothing installed,
-then brings a bare array with its geometry through ``data validate``, ``data convert`` and ``reconstruct``. What pip has
-cached on the machine is used, as it would be. Writes docs/results/newcomer.md and .json.
+brings a bare array with its geometry through ``data validate``, ``data convert`` and ``reconstruct``, and opens it with
+``lungwave view`` in a headless Chromium (``make browser``), driven by Playwright (of ``pip install '.[dev]'``, where this
+script runs; the clone has neither). What pip has cached on the machine is used, as it would be. Writes
+docs/results/newcomer.md and .json.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lungwave.repro import atomic_path, versions, write_json
+from viewer_pictures import CHROMIUM, WAIT, chromium, settle, viewing
 
 ROOT = Path(__file__).resolve().parents[1]
 GEOMETRY = """\
@@ -64,7 +67,28 @@ def timed(what: str, command: str, folder: Path, environment: dict[str, str]) ->
     return step, done.stdout
 
 
-def walk(source: str, folder: Path) -> tuple[list[Step], dict[str, float]]:
+def look(clone: Path, executable: str) -> list[Step]:
+    """Open the newcomer's file in the viewer: until the page answers, and until its result and report are there."""
+    with chromium(executable) as browser:
+        page = browser.new_page()
+        page.set_default_timeout(WAIT)
+        clock = time.perf_counter()
+        with viewing([str(clone / ".venv/bin/lungwave")], clone / "rf.h5") as url:
+            page.goto(url)
+            page.wait_for_selector(".case")
+            opened = time.perf_counter() - clock
+            settle(page, "rf.h5")
+            painted = time.perf_counter() - clock - opened
+    found = [
+        Step("the viewer: from the command to its page", "lungwave view rf.h5", opened),
+        Step("and to one's own file in it, four panels and a report to download", "", painted),
+    ]
+    for step in found:
+        print(f"{step.seconds:7.1f} s  {step.what}", flush=True)
+    return found
+
+
+def walk(source: str, folder: Path, executable: str) -> tuple[list[Step], dict[str, float]]:
     """Every step, in order; and the seconds that ``make demo`` itself prints."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("VIRTUAL_ENV", "LUNGWAVE", "PYTHONPATH"))}
     steps = []
@@ -87,6 +111,7 @@ def walk(source: str, folder: Path) -> tuple[list[Step], dict[str, float]]:
         steps.append(Step(what, command, step.seconds))
     if not (clone / "mine" / "report.html").is_file():
         sys.exit("reconstruct left no report")
+    steps += look(clone, executable)
     return steps, {name: float(value.removesuffix(" s")) for name, value in parts.items()}
 
 
@@ -94,7 +119,7 @@ def table(steps: list[Step], parts: dict[str, float], load: tuple[float, float])
     """The page."""
     first = sum(step.seconds for step in steps[:2])
     about = ", ".join(f"{name} {number}" for name, number in versions().items())
-    rows = [f"| {step.what} | `{step.command}` | {step.seconds:.0f} s |" for step in steps]
+    rows = [f"| {step.what} | {step.command and f'`{step.command}`'} | {step.seconds:.0f} s |" for step in steps]
     inside = ", ".join(f"{name} {value:.0f} s" for name, value in parts.items())
     return "\n".join([
         "# The newcomer's path",
@@ -103,7 +128,8 @@ def table(steps: list[Step], parts: dict[str, float], load: tuple[float, float])
         f"{load[1]:.1f} at the end, {about}.",
         "",
         f"From nothing to the first report: **{first:.0f} s**. From there to a report of one's own file: "
-        f"**{sum(step.seconds for step in steps[2:]):.0f} s**.",
+        f"**{sum(step.seconds for step in steps[2:-2]):.0f} s**; to the same file in the viewer: "
+        f"**{sum(step.seconds for step in steps[-2:]):.0f} s** more.",
         "",
         "| step | command | time |",
         "|---|---|---|",
@@ -119,13 +145,14 @@ def main() -> None:
     """Walk the path and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", default=str(ROOT), help="what to clone")
+    parser.add_argument("--chromium", **CHROMIUM)
     parser.add_argument("--keep", type=Path, help="work in this folder, and leave it")
     args = parser.parse_args()
     before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        steps, parts = walk(args.source, folder)
+        steps, parts = walk(args.source, folder, args.chromium)
     load = (before, os.getloadavg()[0])
     results = ROOT / "docs" / "results"
     with atomic_path(results / "newcomer.md") as page:

@@ -50,8 +50,12 @@ class View(Options):
         return {}
 
     def run(self) -> None:
-        """Serve; the address is the result, and comes first."""
-        self.work()
+        """Serve; the address is the result, and comes first. Ctrl-C is how it ends, not how it fails."""
+        try:
+            self.work()
+        except KeyboardInterrupt as ended:
+            if type(ended) is not KeyboardInterrupt:  # SIGTERM
+                raise
 
     def _say(self, address: str) -> None:
         if self.json:
