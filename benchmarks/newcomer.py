@@ -4,7 +4,7 @@
 
 Clones the repository (``--source``, a folder or an address), runs ``make demo`` in the clone with nothing installed,
 brings a bare array with its geometry through ``data validate``, ``data convert`` and ``reconstruct``, and opens it with
-``lungwave view`` in a headless Chromium (``make browser``), driven by the Playwright of the environment that this script
+``lungwave view`` in a headless Chromium (``make browser``); Playwright drives it, of the environment that this script
 runs in (``pip install '.[dev]'``). What pip has cached on the machine is used, as it would be. Writes
 docs/results/newcomer.md and .json.
 """
