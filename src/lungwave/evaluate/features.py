@@ -23,7 +23,8 @@ Vectors = Float[np.ndarray, "n d"]
 
 PIXELS = 4096  # most values of the pixel vector; larger maps are averaged over blocks first
 POINT = 0.01  # amplitude that a logarithm treats as small: one point of aeration, well above 8-bit rounding
-CHUNK = 64  # maps at a time, for bounded memory
+CHUNK = 2**22  # pixels at a time, for bounded memory
+CACHED = 2**18  # the same where many cheap steps follow one another: about what a core's cache holds
 BANDS = 12  # of each spectrum
 TOLERANCE = 1e-3  # rounding that a fraction may show beyond 0-1
 
@@ -79,12 +80,12 @@ def wavelet(maps: Float[np.ndarray, "n z x"]) -> Float[np.ndarray, "n d"]:
     one approximation, of which we take five quantiles and the means of both halves. A level exists along an axis while
     its support fits twice, so that an 8 x 256 strip goes on along x alone.
     """
-    return np.concatenate(_each(lambda part: np.concatenate(list(_levels(part)), 1), maps))
+    return np.concatenate(_each(lambda part: np.concatenate(list(_levels(part)), 1), maps, CACHED))
 
 
 def _levels(maps: np.ndarray) -> Iterator[np.ndarray]:
     smooth, step = maps.astype(np.float32), 1
-    yield _approximation(smooth, step)
+    yield _approximation(smooth)
     while True:
         deep, wide = (smooth.shape[axis] > step and maps.shape[axis] >= 4 * step for axis in (1, 2))
         if not deep and not wide:
@@ -94,36 +95,36 @@ def _levels(maps: np.ndarray) -> Iterator[np.ndarray]:
         details = [lateral]
         if high is not None:
             details += _haar(high, 2, step) if wide else [high]
+        scale = 0.5 ** (deep + wide)
         for band in details:
             if band is not None:
-                yield _detail(band, step)
-        yield _approximation(smooth, step)
+                yield _detail(band, scale)
+        smooth *= scale
+        yield _approximation(smooth)
         step *= 2
 
 
 def _haar(maps: np.ndarray, axis: int, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """Half sum and half difference of pixels ``step`` apart."""
+    """Sum and difference of pixels ``step`` apart; the halving is left to whoever needs it."""
     first, second = (maps[:, :-step], maps[:, step:]) if axis == 1 else (maps[..., :-step], maps[..., step:])
-    low, high = first + second, first - second
-    low *= 0.5
-    high *= 0.5
-    return low, high
+    return first + second, first - second
 
 
-def _halves(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    middle = max(1, maps.shape[1] // 2)
-    return maps[:, :middle], maps[:, -middle:]
+def _whole_and_halves(rows: np.ndarray) -> list[np.ndarray]:
+    """Mean of the map and of its upper and its lower half, given the mean of each row [n, z]."""
+    middle = max(1, rows.shape[1] // 2)
+    return [part.mean(1, dtype=np.float64) for part in (rows, rows[:, :middle], rows[:, -middle:])]
 
 
-def _detail(band: np.ndarray, step: int) -> np.ndarray:
-    magnitude = np.abs(_thinned(band, step))
-    power = [np.square(part).mean((1, 2)) for part in (band, *_halves(band))]
-    return _log_power(np.stack([*power, *np.square(_quantiles(magnitude, (0.5, 0.9)))], 1))
+def _detail(band: np.ndarray, scale: float) -> np.ndarray:
+    magnitude = np.abs(_thinned(band))
+    power = _whole_and_halves(np.einsum("nzx,nzx->nz", band, band) / band.shape[2])
+    return _log_power(scale**2 * np.stack([*power, *np.square(_quantiles(magnitude, (0.5, 0.9)))], 1))
 
 
-def _thinned(band: np.ndarray, step: int) -> np.ndarray:
-    """Values [n, value] for quantiles; of many more than ``PIXELS``, one in ``step``, for those between are alike."""
-    stride = max(1, min(step, math.isqrt(band[0].size // PIXELS)))
+def _thinned(band: np.ndarray) -> np.ndarray:
+    """Values [n, value] for quantiles: of many more than ``PIXELS`` a regular grid of about as many."""
+    stride = max(1, math.isqrt(band[0].size // PIXELS))
     return band[:, ::stride, ::stride].reshape(len(band), -1)
 
 
@@ -143,9 +144,9 @@ def _log_power(power: np.ndarray) -> np.ndarray:
     return np.log(power + POINT**2) / 2
 
 
-def _approximation(band: np.ndarray, step: int) -> np.ndarray:
-    values = _quantiles(_thinned(band, step), (0.05, 0.25, 0.5, 0.75, 0.95))
-    return np.stack([*values, *(part.mean((1, 2)) for part in _halves(band))], 1)
+def _approximation(band: np.ndarray) -> np.ndarray:
+    values = _quantiles(_thinned(band), (0.05, 0.25, 0.5, 0.75, 0.95))
+    return np.stack([*values, *_whole_and_halves(band.mean(2))[1:]], 1)
 
 
 def spectrum(maps: Float[np.ndarray, "n z x"]) -> Float[np.ndarray, "n d"]:
@@ -153,7 +154,7 @@ def spectrum(maps: Float[np.ndarray, "n z x"]) -> Float[np.ndarray, "n d"]:
 
     The cosine transform (DCT-II) needs no window: it mirrors the map at its edges, which are not periodic.
     """
-    return np.concatenate(_each(_spectra, maps))
+    return np.concatenate(_each(_spectra, maps, CHUNK))
 
 
 def _spectra(maps: np.ndarray) -> np.ndarray:
@@ -177,10 +178,11 @@ def _band_power(power: np.ndarray, frequency: np.ndarray) -> np.ndarray:
     return _log_power(np.stack(means, 1))
 
 
-def _each(function: Callable[[np.ndarray], np.ndarray], maps: np.ndarray) -> list[np.ndarray]:
-    """A function of every chunk, a thread a core: NumPy leaves the interpreter to others where it works."""
+def _each(function: Callable[[np.ndarray], np.ndarray], maps: np.ndarray, size: int) -> list[np.ndarray]:
+    """A function of every ``size`` pixels, a thread a core: NumPy leaves the interpreter to others where it works."""
+    count = max(1, size // maps[0].size)
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        return list(threads.map(function, (maps[start : start + CHUNK] for start in range(0, len(maps), CHUNK))))
+        return list(threads.map(function, (maps[start : start + count] for start in range(0, len(maps), count))))
 
 
 Extractor = Callable[[Float[np.ndarray, "n z x"]], Float[np.ndarray, "n d"]]

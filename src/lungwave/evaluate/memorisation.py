@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.fft import next_fast_len, rfft
 
 from lungwave.evaluate.copying import Suspicion, cells_of, suspicion
 from lungwave.evaluate.features import check_maps, check_same_size, pixels
@@ -14,6 +15,7 @@ from lungwave.types import UsageError
 
 SHIFT = 4  # largest lateral shift [pixel] that still counts as the same map
 CHUNK = 2048  # training maps at a time
+ROWS = 128  # queries at a time
 CANDIDATES = 4  # nearest in single precision that are measured again in double
 
 
@@ -51,32 +53,77 @@ def _moves(columns: int, shifts: int) -> Iterator[tuple[bool, int]]:
 def nearest(queries: Float[np.ndarray, "n z x"], train: Float[np.ndarray, "t _ _"], shifts: int = SHIFT) -> Nearest:
     """Nearest training map of each query over left-right flips and lateral shifts of up to ``shifts`` pixels.
 
-    One single-precision matrix product a flip, shift and chunk, on maps centred on the mean of each depth (the same
-    for every flip and shift), which keeps the cancellation small. The four best candidates of each query are then
-    measured in double precision, so that an exact copy has distance zero. Memory: 6 bytes a pair of maps and a chunk.
+    The products of all pairs in all moves come from four real matrix products a lateral frequency: a shift is a phase,
+    and a flip the complex conjugate. Single precision, on maps centred on the mean of each depth (the same for every
+    flip and shift), which keeps the cancellation small. The four best candidates of each query are then measured in
+    double precision, so that an exact copy has distance zero. Memory: 6 bytes a pair of maps, and blocks.
     """
     queries, train = check_maps(queries, "queries", 1), check_maps(train, "training maps", 2)
     check_same_size(("queries", queries), ("training maps", train))
     moves = list(_moves(train.shape[2], shifts))
     centre = train.mean((0, 2))[:, None]
-    ours = queries - centre
+    length = next_fast_len(train.shape[2] + max(shift for _, shift in moves), real=True)  # no wrapping round
+    turns = _turns(moves, train.shape[2], length)
+    ours, our_energy = _along_frequency(queries - centre, length), _energies(queries - centre, moves, query=True)
     best = np.full((len(queries), len(train)), np.inf, np.float32)
     how = np.zeros(best.shape, np.int16)
     for start in range(0, len(train), CHUNK):
         part = train[start : start + CHUNK] - centre
-        block = slice(start, start + len(part))
-        for number, (flip, shift) in enumerate(moves):
-            a = _views(ours, shift, query=True).reshape(len(ours), -1)
-            b = _views(part[:, :, ::-1] if flip else part, shift, query=False).reshape(len(part), -1)
-            square = a @ b.T
-            square *= -2
-            square += np.einsum("ij,ij->i", a, a)[:, None]
-            square += np.einsum("ij,ij->i", b, b)
-            square /= a.shape[1]
-            closer = square < best[:, block]
-            best[:, block][closer] = square[closer]
-            how[:, block][closer] = number
+        theirs, their_energy = _along_frequency(part, length), _energies(part, moves, query=False)
+        for first in range(0, len(queries), ROWS):
+            rows = slice(first, first + ROWS)
+            mean_square = _products([half[:, rows] for half in ours], theirs, turns)
+            mean_square += our_energy[:, rows, None]
+            mean_square += their_energy[:, None]
+            best[rows, start : start + len(part)] = mean_square.min(0)
+            how[rows, start : start + len(part)] = mean_square.argmin(0)
     return _rank_again(queries, train, best, how, moves)
+
+
+def _along_frequency(maps: np.ndarray, length: int) -> list[np.ndarray]:
+    """Real and imaginary part of each row's spectrum, [frequency, n, z] each."""
+    found = rfft(maps, length, axis=2, workers=-1).transpose(2, 0, 1)
+    return [np.ascontiguousarray(found.real), np.ascontiguousarray(found.imag)]
+
+
+def _turns(moves: list[tuple[bool, int]], columns: int, length: int) -> Float[np.ndarray, "move product"]:
+    """-2 / columns times the sum of a query times a moved training map, from the products of their spectra's parts.
+
+    Each move's weights of the four kinds of products that ``_products`` makes, frequency by frequency. A query that is
+    shifted by s has the phase exp(2 pi i f s / length); a map mirrored within its columns has the conjugate spectrum
+    and the phase of its last column.
+    """
+    frequency = np.arange(length // 2 + 1)
+    once = (frequency == 0) | (2 * frequency == length)  # the others stand for their conjugate too
+    weight = np.where(once, 1, 2) / length
+    rows = []
+    for flip, shift in moves:
+        angle = 2 * np.pi * frequency * (shift + (columns - 1 if flip else 0)) / length
+        real, imaginary = weight * np.cos(angle), weight * np.sin(angle)
+        sign = -1 if flip else 1
+        row = np.concatenate([real, sign * real, -imaginary, sign * imaginary])
+        rows.append(-2 / (columns - abs(shift)) * row)
+    return np.array(rows, np.float32)
+
+
+def _products(ours: list[np.ndarray], theirs: list[np.ndarray], turns: np.ndarray) -> Float[np.ndarray, "move n t"]:
+    """For every move and pair, -2 / columns times the sum of the products of their pixels."""
+    (real, imaginary), (real_other, imaginary_other) = ours, theirs
+    pairs = ((real, real_other), (imaginary, imaginary_other), (imaginary, real_other), (real, imaginary_other))
+    sums = np.empty((len(pairs), len(real), real.shape[1], real_other.shape[1]), np.float32)  # [kind, frequency, n, t]
+    for (a, b), out in zip(pairs, sums, strict=True):
+        np.matmul(a, b.swapaxes(1, 2), out=out)
+    return (turns @ sums.reshape(turns.shape[1], -1)).reshape(-1, *sums.shape[2:])
+
+
+def _energies(maps: np.ndarray, moves: list[tuple[bool, int]], *, query: bool) -> Float[np.ndarray, "move n"]:
+    """Sum over depth and mean over the columns compared of each map's squares, move by move."""
+    column = np.einsum("nzx,nzx->nx", maps, maps)[:, None]
+    found = [
+        _views(column[..., ::-1] if flip and not query else column, shift, query=query).mean((1, 2), dtype=np.float64)
+        for flip, shift in moves
+    ]
+    return np.array(found, np.float32)
 
 
 def _rank_again(
