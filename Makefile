@@ -67,7 +67,9 @@ priors: $(VENV)/.core
 	  rm -rf src/lungwave/assets/models/prior-$$name && \
 	  cp -r data/prior-$$name/model src/lungwave/assets/models/prior-$$name && \
 	  $(BIN)/python benchmarks/prior.py src/lungwave/assets/models/prior-$$name data/maps_$$name.npz \
-	    data/maps_$${name}_test.npz --count 600 || exit 1; \
+	    data/maps_$${name}_test.npz --count 600 && \
+	  $(BIN)/lungwave model card src/lungwave/assets/models/prior-$$name --results docs/results/prior_prior-$$name.json \
+	    || exit 1; \
 	done
 	$(BIN)/python benchmarks/sample.py src/lungwave/assets/models/prior-tiny data/maps_tiny_test.npz --count 300 \
 	  --report-count 64 --rows "100 steps" Heun DPM UniPC
@@ -115,6 +117,7 @@ posterior: $(VENV)/.core
 	$(BIN)/lungwave train data/cases $(NET) --decay-images 15000 --method fno --dropout 0.05 --minutes 22 --out data/fno
 	$(BIN)/lungwave generate --preset tiny --seed 2 --cases 0:300 --out data/test
 	$(BIN)/lungwave evaluate reconstruction data/test $(MODELS) --out data/judged
+	$(BIN)/lungwave model card src/lungwave/assets/models/posterior-tiny --results data/judged/reconstruction.json
 	$(BIN)/python benchmarks/reconstruct.py src/lungwave/assets/models/posterior-tiny data/test
 	$(BIN)/python benchmarks/transfer.py $(MODELS)
 

@@ -47,6 +47,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "model info": ("cli_models.ModelInfo", "what a model holds: network, cost, and what its file does not say"),
     "model import": ("cli_models.ModelImport", "OpenAI's .pt or a diffusers folder -> a model that `sample` runs"),
     "model export": ("cli_models.ModelExport", "model -> diffusers folder, or .pt with OpenAI's names"),
+    "model card": ("cli_models.ModelCard", "results of evaluations -> README.md of a model"),
     "doctor": ("cli_verbs.Doctor", "what this machine can do with lungwave, and what is wrong with it"),
     "completion": ("cli_completion.Completion", "completion of all this for bash, zsh or tcsh"),
     "data info": ("cli_data.DataInfo", "what an RF file holds"),

@@ -183,6 +183,23 @@ class ModelExport(Options):
                 "out": str(self.out)}  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelCard(Options):
+    """What evaluations found, into the card of a model: README.md of its folder, for whoever gets the model next."""
+
+    model: Positional[Path]
+    """Folder of a model, or of the training that made it."""
+    results: list[Path]
+    """JSON files of `lungwave evaluate`; they replace what the card said before."""
+
+    def work(self) -> dict[str, Any]:
+        """Read and write."""
+        from lungwave.model_card import write_findings
+        from lungwave.shipped import ECHOES, PRIOR, model_folder
+
+        return {"card": str(write_findings(model_folder(self.model, (*PRIOR, *ECHOES)), self.results))}
+
+
 def _fresh(out: Path) -> None:
     if output_folder(out).is_dir() and any(out.iterdir()):
         raise UsageError(f"--out {out} is not empty; give a new folder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from lungwave.models.openai import openai_denoiser
 from lungwave.models.precond import Preconditioned, Scaling
 from lungwave.models.unet import UNet, UNetConfig
 from lungwave.sample import generate
+from lungwave.shipped import SHIPPED
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 TINY = ("--image_size", "256", "--num_channels", "8", "--num_res_blocks", "1", "--attention_resolutions", "1",
         "--num_heads", "2", "--diffusion_steps", "24")  # fmt: skip
@@ -166,3 +170,32 @@ def test_an_early_average_is_named(attentive: Path, tmp_path: Path, said: Callab
     early = tmp_path / "ema_0.9999_000240.pt"
     early.write_bytes((attentive / "model000240.pt").read_bytes())
     assert "random start" in said("model", "info", early, "--size", 8, 8)["notes"][0]
+
+
+def test_a_card_takes_what_evaluations_found_and_no_other_models(
+    tmp_path: Path, said: Callable[..., dict[str, Any]], refused: Callable[..., str]
+) -> None:
+    """Figures replace those that stood there, the rest of the card stays, other weights are refused."""
+    model = tmp_path / "prior"
+    shutil.copytree(SHIPPED / "prior-strip", model)
+    card = model / "README.md"
+    before = card.read_text(encoding="utf-8")
+    found = json.loads((DOCS / "results" / "prior_prior-strip.json").read_text(encoding="utf-8"))
+    said("model", "card", model, "--results", DOCS / "results" / "prior_prior-strip.json")
+    assert card.read_text(encoding="utf-8") == before  # that is how the shipped card was made
+    copies = found["results"]["memorisation"] | {"share": 0.125, "p": 0.5}
+    result = tmp_path / "memorisation.json"
+    result.write_text(json.dumps({**found, "results": copies, "parents": {}}), encoding="utf-8")
+    said("model", "card", model, "--results", result)
+    after = card.read_text(encoding="utf-8")
+    head, _, findings = after.partition("\n## What evaluations found\n")
+    assert before.startswith(head)
+    assert "12.5% of the samples; by chance 1.0% (p = 0.5)" in findings
+    assert "KID" not in findings
+    assert after.count("Research use only") == 1
+
+    other = DOCS / "results" / "prior_prior-tiny.json"
+    assert "is about the weights" in refused("model", "card", str(model), "--results", str(other))
+    assert "not a result that a card can take" in refused("model", "card", str(model), "--results", str(card))
+    assert "holds no model.safetensors" in refused("model", "card", str(tmp_path), "--results", str(result))
+    assert card.read_text(encoding="utf-8") == after

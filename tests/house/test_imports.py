@@ -41,6 +41,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "lungwave.comparison",
         "lungwave.generated",
         "lungwave.calibrated",
+        "lungwave.model_card",
         "lungwave.doctor",
     ),
     ("lungwave.legacy",),
