@@ -8,14 +8,13 @@ sure the reconstruction is, how deep the echoes knew anything, and whether the t
 Half a minute on two cores. Research use only. Not a medical device.
 """
 
-# sphinx_gallery_thumbnail_number = 3
-
 # %%
 # A lung
 # ------
 # Everything about a case follows from a configuration and a number, so this is the same lung on every machine. The preset
 # ``tiny`` is a small array (32 elements, 3 MHz, three plane waves) over a chest wall of a few millimetres.
 
+# sphinx_gallery_thumbnail_number = 3
 import matplotlib.pyplot as plt
 import numpy as np
 

@@ -10,11 +10,10 @@ prior, made by the same command from 12000 maps in an hour, stands beside it.
 Research use only. Not a medical device.
 """
 
-# sphinx_gallery_thumbnail_number = 4
-
 # %%
 # The commands of this page are those of a shell. They run in a folder of their own.
 
+# sphinx_gallery_thumbnail_number = 4
 import contextlib
 import json
 import shlex

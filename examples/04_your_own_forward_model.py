@@ -10,14 +10,13 @@ written down, so that you see which sampler to believe; then a prior of lungs.
 Research use only. Not a medical device.
 """
 
-# sphinx_gallery_thumbnail_number = 1
-
 # %%
 # The operator, and a check before hours of sampling
 # ---------------------------------------------------
 # Recordings may have any shape. ``check_forward`` compares derivative, adjoint and slope,
 # and batches with single cases; a wrong adjoint is an error here, not a strange picture.
 
+# sphinx_gallery_thumbnail_number = 1
 import matplotlib.pyplot as plt
 import torch
 from torch.nn.functional import avg_pool2d

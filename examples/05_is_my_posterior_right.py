@@ -10,8 +10,6 @@ that ignores the data. All three draw plausible pictures; two are caught.
 Research use only. Not a medical device.
 """
 
-# sphinx_gallery_thumbnail_number = 3
-
 # %%
 # Three posteriors of one problem
 # -------------------------------
@@ -19,6 +17,7 @@ Research use only. Not a medical device.
 # half of what is seen, variance one half. A file for the test holds ``samples`` [case,
 # sample, ...] and ``truth`` [case, ...] of independent cases.
 
+# sphinx_gallery_thumbnail_number = 3
 import contextlib
 import json
 import shlex

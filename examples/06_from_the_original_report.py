@@ -10,11 +10,10 @@ with today's commands.
 Research use only. Not a medical device.
 """
 
-# sphinx_gallery_thumbnail_number = 1
-
 # %%
 # The commands of this page are those of a shell. They run in a folder of their own.
 
+# sphinx_gallery_thumbnail_number = 1
 import contextlib
 import os
 import shlex

@@ -35,7 +35,7 @@ from lungwave.evaluate.tables import NOTES, markdown, rows
 from lungwave.figures_evaluation import save_pictures
 from lungwave.page import save_table
 from lungwave.pool import open_pool
-from lungwave.posterior.amortized import SAMPLER, STEPS
+from lungwave.posterior.amortized import DRAWN
 from lungwave.posterior.pairs import Pairs, noisy
 from lungwave.progress import Progress
 from lungwave.repro import atomic_path, manifest, write_json
@@ -278,7 +278,7 @@ def _tasks(comparison: Comparison, pairs: Pairs, entrants: Sequence[Entrant]) ->
         data = pairs.take(chosen).digest[:16]
         for snr_db in comparison.snr_db:
             for entrant in entrants:
-                drawn = f"_{comparison.samples}_{SAMPLER}_{STEPS}" if entrant.model.samples else ""
+                drawn = f"_{comparison.samples}_{DRAWN}" if entrant.model.samples else ""
                 name = f"{entrant.digest}_{data}_{snr_db:g}dB{drawn}_seed{comparison.seed}.npz"
                 found.append(Task(entrant, snr_db, chosen, comparison.out / "cache" / name))
     return found

@@ -43,7 +43,7 @@ class Drawing:
     """How a model draws."""
 
     sampler: str = "dpmpp_2m"
-    steps: int = 12  # as posterior.amortized.STEPS
+    steps: int = 8  # as posterior.amortized.STEPS
     seed: int = 0
 
 
