@@ -150,8 +150,9 @@ def pack_crashes() -> int:
 
 
 def table() -> None:
-    """docs/results/fuzz.md and .json from the logs and from fuzz/fixed.json, where every crash has its cause."""
-    runs: dict[str, dict[str, float]] = {}
+    """docs/results/fuzz.md and .json: what these held, the log since, and fuzz/fixed.json with every crash's cause."""
+    results = HERE.parent / "docs" / "results"
+    runs: dict[str, dict[str, float]] = json.loads((results / "fuzz.json").read_text())["runs"]
     for line in map(json.loads, (LOGS / "runs.jsonl").read_text().splitlines()):
         total = runs.setdefault(line["reader"], {"executions": 0, "seconds": 0.0})
         total["executions"] += line["executions"]
@@ -186,9 +187,9 @@ def table() -> None:
         "past them. "
         "The corpus and all crashes are read again by `tests/faults/test_corpus.py`.",
     ]
-    results = HERE.parent / "docs" / "results"
     (results / "fuzz.md").write_text("\n".join(lines) + "\n")
     (results / "fuzz.json").write_text(json.dumps({"runs": runs, "fixed": fixed}, indent=2) + "\n")
+    (LOGS / "runs.jsonl").write_text("")  # counted now
     print("\n".join(lines))
 
 

@@ -19,7 +19,7 @@ from lungwave.types import UsageError
 Keep = Callable[[int], float]  # step (1 = the first) -> share of the average that stays
 
 SIGMA_RELS = (0.05, 0.10)  # lengths that are averaged during training (EDM2, section 3.2)
-WIDEST = 0.28  # sigma_rel of an average over all of the training alike is 1 / sqrt(12)
+NARROWEST, WIDEST = 1e-4, 0.28  # of sigma_rel; an average over all of the training alike has 1 / sqrt(12)
 
 
 def gamma_of(sigma_rel: float) -> float:
@@ -27,8 +27,8 @@ def gamma_of(sigma_rel: float) -> float:
 
     ``sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3))`` (EDM2, appendix C), a cubic with one root above 0.
     """
-    if not 0 < sigma_rel < WIDEST:
-        raise UsageError(f"sigma_rel {sigma_rel:g} of a weight average must lie between 0 and {WIDEST}")
+    if not NARROWEST < sigma_rel < WIDEST:
+        raise UsageError(f"sigma_rel {sigma_rel:g} of a weight average must lie between {NARROWEST} and {WIDEST}")
     inverse = sigma_rel**-2
     return float(np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse]).real.max())
 

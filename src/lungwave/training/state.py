@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -124,15 +125,20 @@ def posthoc(folder: Path, images: int, step: int, sigma_rels: Sequence[float]) -
     """
     kept = [read(path) for path in snapshots(folder, images)]
     stored = [
-        (facts["step"], name, tensors)
+        (facts.get("step", math.nan), name, tensors)
         for tensors, facts in kept
         for name in sorted({key.split("/")[0] for key in tensors})
         if name.startswith("power-")
     ]
     if not stored:
         raise UsageError(f"{folder}: holds no snapshot of averaged weights up to {images} images; train longer")
-    ends = np.array([float(end) for end, _, _ in stored])
-    lengths = np.array([float(name.removeprefix("power-")) for _, name, _ in stored])
+    try:
+        ends = np.array([float(end) for end, _, _ in stored])
+        lengths = np.array([float(name.removeprefix("power-")) for _, name, _ in stored])
+    except (TypeError, ValueError) as error:
+        raise LungwaveError(f"{folder}: its snapshots do not say what they average ({error}); train anew") from None
+    if not ((ends >= 1) & (ends < 2**53)).all():
+        raise LungwaveError(f"{folder}: its snapshots are of steps {ends.tolist()[:5]}, which cannot be; train anew")
     found: dict[float, dict[str, Tensor]] = {}
     for sigma_rel in sigma_rels:
         total: dict[str, Tensor] = {}
