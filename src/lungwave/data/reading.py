@@ -126,11 +126,29 @@ def text(group: h5py.Group, name: str) -> str | None:
     if item.size * item.dtype.itemsize > MAX_TEXT:
         raise UsageError(f"{group.file.filename}: text '{name}' is {item.size} long; shorten it")
     if h5py.check_string_dtype(item.dtype) is not None:
+        _check_lengths(item, name)
         value = np.asarray(item[()]).reshape(-1)
         return decode(value[0]) if value.size == 1 else None
     if item.dtype.kind in "iu":
         return "".join(chr(int(v)) for v in item[()].reshape(-1) if 0 < int(v) < 0x110000)
     return None
+
+
+def _check_lengths(item: h5py.Dataset, name: str) -> None:
+    """UsageError where a text says that it is too long: libhdf5 takes the memory, gigabytes, before it looks.
+
+    Each text of its own length is a reference in the file: length, address, number. In chunks, they stay unchecked.
+    """
+    kind, start = h5py.check_string_dtype(item.dtype), item.id.get_offset()
+    if kind is None or kind.length is not None or start is None:
+        return
+    size = 8 + item.file.id.get_create_plist().get_sizes()[0]  # [byte] of a reference
+    with open(item.file.filename, "rb") as file:
+        file.seek(start + item.file.userblock_size)
+        stored = np.frombuffer(file.read(size * item.size), np.uint8)
+    lengths = stored[: stored.size // size * size].reshape(-1, size)[:, :4].copy().view("<u4")
+    if lengths.max(initial=0) > MAX_TEXT:
+        raise UsageError(f"{item.file.filename}: a text of '{name}' says it has {lengths.max()} bytes; copy it again")
 
 
 def texts(group: h5py.Group, name: str) -> list[str] | None:
@@ -143,6 +161,7 @@ def texts(group: h5py.Group, name: str) -> list[str] | None:
     if item.external or item.is_virtual:
         raise UsageError(f"{group.file.filename}: '{name}' keeps its texts in another file; store them in this one")
     check_size(group.file.filename, name, item.shape, max(item.dtype.itemsize, 16))
+    _check_lengths(item, name)
     return [decode(v) for v in item[()]]
 
 
