@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +23,9 @@ FORMATS = ("PNG", "JPEG", "GIF")
 MAX_IMAGE_BYTES = 2**30  # [byte] of one image in memory
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "I", "I;16", "I;16B")
 DEEP = ("I", "I;16", "I;16B")  # 16 bit gray; "I" before Pillow 11
+# What Pillow raises for damaged files; its readers index and unpack whatever they find.
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, struct.error, zlib.error,
+          Image.DecompressionBombError)  # fmt: skip
 
 Colours = Literal["gray", "gray as RGB", "colour"]
 
@@ -116,7 +121,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             yield image
     except UsageError:
         raise
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except BROKEN as error:
         reason = " ".join(str(error).split())[:80]
         raise UsageError(f"{path}: not a readable image ({reason}); copy it again or leave it out") from error
 
