@@ -191,13 +191,13 @@ def index_of(folder: Path, quiet: bool = False) -> Index:
                         raise UsageError(f"{path}: '{field.name}' is missing or misshapen; generate it again")
                     small[field.name].append(value)
                 whole.append(np.all(valid != 0, axis=1) & np.isfinite(small[schema.WHOLE.name][-1]))
-            names.append(np.array([places.setdefault(name, len(places)) for name in category], np.int64))
+            names.append(np.array([places.setdefault(name, len(places)) for name in category], np.int32))
             seals.append(seal.check(path) or sha256(path))
             lengths.append(len(category))
             progress.advance()
     first = hdf5.read_cases(files[0], [0])
     assert first is not None
-    joined = {name: np.concatenate(parts) for name, parts in small.items()} | {"category": np.concatenate(names)}
+    joined = {name: np.concatenate(small.pop(name)) for name in tuple(small)} | {"category": np.concatenate(names)}
     starts = np.concatenate([[0], np.cumsum(lengths)])
     return Index(files, starts, tuple(seals), joined, tuple(places), np.concatenate(whole), tails, first)
 
@@ -233,23 +233,26 @@ def stream_maps(
 
 def stream_cases(index: Index, keep: Sequence[int] | np.ndarray) -> StreamedCases:
     """Truth of some cases, of which only what is small is read."""
-    names = index.categories
-    lazy = {f.name: index.column(f) for f in (schema.VALID, schema.PLEURA, schema.PROFILE)}
-    table = StreamedCases(
-        base_id=index.small[schema.BASE_ID.name].astype(np.int64),
-        category=tuple(names[k] for k in index.small["category"]),
-        index=index.small[schema.INDEX.name].astype(np.int64),
+    rows, names, small = np.asarray(keep), index.categories, index.small
+    kept = index.rows[rows]  # one list for all columns
+
+    def column(field: Field) -> Column:
+        return replace(index.column(field), rows=kept)
+
+    return StreamedCases(
+        base_id=small[schema.BASE_ID.name][rows].astype(np.int64, copy=False),
+        category=tuple(names[k] for k in small["category"][rows]),
+        index=small[schema.INDEX.name][rows].astype(np.int64, copy=False),
         parameters=(),
-        sharp=index.column(schema.SHARP),
-        smooth=index.column(schema.SMOOTH),
-        lung=index.column(schema.LUNG),
-        bands=index.small[schema.BANDS.name].astype(float),
-        whole=index.small[schema.WHOLE.name].astype(float),
+        sharp=column(schema.SHARP),
+        smooth=column(schema.SMOOTH),
+        lung=column(schema.LUNG),
+        bands=small[schema.BANDS.name][rows].astype(float, copy=False),
+        whole=small[schema.WHOLE.name][rows].astype(float, copy=False),
         band_edges=index.first.band_edges,
         pixel=index.first.pixel,
         x=index.first.x,
-        valid=lazy[schema.VALID.name],
-        pleura_depth=lazy[schema.PLEURA.name],
-        profile=lazy[schema.PROFILE.name],
+        valid=column(schema.VALID),
+        pleura_depth=column(schema.PLEURA),
+        profile=column(schema.PROFILE),
     )
-    return table.take(np.asarray(keep))
