@@ -163,13 +163,18 @@ class Index:
 LAZY = (schema.RAW, schema.SHARP, schema.SMOOTH, schema.LUNG, schema.VALID, schema.PLEURA, schema.PROFILE)
 DTYPES = {schema.LUNG: "bool", schema.VALID: "bool", schema.PLEURA: "float64", schema.PROFILE: "float64"}
 SMALL = (schema.BASE_ID, schema.INDEX, schema.BANDS, schema.WHOLE)
+KIND, SOUND = "category", "sound"  # of a case: its category's place, whether every column has a truth
+KEPT = {
+    schema.BASE_ID.name: np.int64, schema.INDEX.name: np.int64, schema.BANDS.name: np.float64,
+    schema.WHOLE.name: np.float64, KIND: np.int32, SOUND: np.bool_,
+}  # fmt: skip
 
 
 def index_of(folder: Path, quiet: bool = False) -> Index:
     """Look at every shard of a generated folder once. UsageError for what is damaged, or unlike the first shard."""
     files = tuple(shard_files(folder))
-    seals, lengths, whole, names = [], [], [], []
-    small: dict[str, list[np.ndarray]] = {field.name: [] for field in SMALL}
+    seals, lengths = [], []
+    small = {name: bytearray() for name in KEPT}  # grows in place: a list of arrays would need their room twice
     tails: dict[str, tuple[int, ...]] = {}
     places: dict[str, int] = {}
     with Progress(len(files), "index", quiet=quiet) as progress:
@@ -185,21 +190,28 @@ def index_of(folder: Path, quiet: bool = False) -> Index:
                     if tails.setdefault(field.path, tail) != tail:
                         raise UsageError(f"{path}: '{field.name}' is {tail} a case, before {tails[field.path]}")
                 valid = reading.array(file, schema.VALID.path)
+                found: dict[str, Any] = {}
                 for field in SMALL:
                     value = reading.array(file, hdf5.place(field, prefix))
                     if value is None or len(value) != len(category) or valid is None:
                         raise UsageError(f"{path}: '{field.name}' is missing or misshapen; generate it again")
-                    small[field.name].append(value)
-                whole.append(np.all(valid != 0, axis=1) & np.isfinite(small[schema.WHOLE.name][-1]))
-            names.append(np.array([places.setdefault(name, len(places)) for name in category], np.int32))
+                    tail = value.shape[1:]
+                    if tails.setdefault(field.path, tail) != tail:
+                        raise UsageError(f"{path}: '{field.name}' is {tail} a case, before {tails[field.path]}")
+                    found[field.name] = value
+                found[SOUND] = np.all(valid != 0, axis=1) & np.isfinite(found[schema.WHOLE.name])
+            found[KIND] = [places.setdefault(name, len(places)) for name in category]
+            for name, values in found.items():
+                small[name] += np.asarray(values, KEPT[name]).tobytes()
             seals.append(seal.check(path) or sha256(path))
             lengths.append(len(category))
             progress.advance()
     first = hdf5.read_cases(files[0], [0])
     assert first is not None
-    joined = {name: np.concatenate(small.pop(name)) for name in tuple(small)} | {"category": np.concatenate(names)}
     starts = np.concatenate([[0], np.cumsum(lengths)])
-    return Index(files, starts, tuple(seals), joined, tuple(places), np.concatenate(whole), tails, first)
+    joined: dict[str, np.ndarray] = {name: np.frombuffer(values, KEPT[name]) for name, values in small.items()}
+    joined[schema.BANDS.name] = joined[schema.BANDS.name].reshape(starts[-1], *tails[schema.BANDS.path])
+    return Index(files, starts, tuple(seals), joined, tuple(places), joined.pop(SOUND), tails, first)
 
 
 def stream_maps(
@@ -223,9 +235,9 @@ def stream_maps(
     return StreamedMaps(
         column.take(keep),
         (),
-        place[index.small["category"][keep]],
+        place[index.small[KIND][keep]],
         classes,
-        index.small[schema.BASE_ID.name][keep].astype(np.int64),
+        index.small[schema.BASE_ID.name][keep],
         notes,
         index.seals,
     )
@@ -240,15 +252,15 @@ def stream_cases(index: Index, keep: Sequence[int] | np.ndarray) -> StreamedCase
         return replace(index.column(field), rows=kept)
 
     return StreamedCases(
-        base_id=small[schema.BASE_ID.name][rows].astype(np.int64, copy=False),
-        category=tuple(names[k] for k in small["category"][rows]),
-        index=small[schema.INDEX.name][rows].astype(np.int64, copy=False),
+        base_id=small[schema.BASE_ID.name][rows],
+        category=tuple(names[k] for k in small[KIND][rows]),
+        index=small[schema.INDEX.name][rows],
         parameters=(),
         sharp=column(schema.SHARP),
         smooth=column(schema.SMOOTH),
         lung=column(schema.LUNG),
-        bands=small[schema.BANDS.name][rows].astype(float, copy=False),
-        whole=small[schema.WHOLE.name][rows].astype(float, copy=False),
+        bands=small[schema.BANDS.name][rows],
+        whole=small[schema.WHOLE.name][rows],
         band_edges=index.first.band_edges,
         pixel=index.first.pixel,
         x=index.first.x,
