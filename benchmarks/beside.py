@@ -229,8 +229,9 @@ def deepinv_lines(found: dict[str, Any]) -> list[str]:
         "library has by itself. deepinv's samplers expect images between 0 and 1 and clip to that range, so the lines "
         "were scaled to it, four standard deviations on either side; it was given the operator by its singular values, "
         "ours only products with the operator and its adjoint, and ours run in double precision. Variance over the "
-        "posterior's, share of the truths inside central 90 % intervals, chi2 of the samples' residual (1 is right), sliced Wasserstein-1 distance to the posterior; the first row is "
-        "another set of exact draws, the floor of that distance. Ratios are deepinv's over ours, of the row named: the "
+        "posterior's, share of the truths inside central 90 % intervals, chi2 of the samples' "
+        "residual (1 is right), sliced Wasserstein-1 distance to the posterior; the first row is another set of exact "
+        "draws, the floor of that distance. Ratios are deepinv's over ours, of the row named: the "
         "nearest of its kind, for daps_rto the nearest of all. Floor of the time: the denoiser's calls alone, which a "
         f"network instead of a formula would make nearly all of it. {found['threads']} thread(s), one run each.",
         "",
@@ -304,9 +305,9 @@ def fidelity_lines(found: dict[str, Any]) -> list[str]:
         f"full rank. Medians of {found['rounds']} round(s) in turns, {found['threads']} thread(s), double precision. "
         "For the Frechet distance the error of each is given against extended precision. torch-fidelity's KID is the "
         f"mean over {SUBSETS} random subsets of {SUBSET}, ours takes all pairs; where both sets are of one size, "
-        "torch-fidelity was given all vectors as one subset, which is the same formula. Floors: the multiply-adds of the products "
-        "that the distance needs (of both sets with each other, or of the covariances where that is less; every "
-        "pair once for KID) at the speed of a large matrix product in double precision.",
+        "torch-fidelity was given all vectors as one subset, which is the same formula. Floors: the multiply-adds "
+        "of the products that the distance needs (of both sets with each other, or of the covariances where that is "
+        "less; every pair once for KID) at the speed of a large matrix product in double precision.",
         "",
         "| distance | features | lungwave | torch-fidelity | relative difference | error of ours | error of theirs | "
         "lungwave, s | torch-fidelity, s | ratio | floor, s | share of it |",

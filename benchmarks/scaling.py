@@ -10,9 +10,9 @@ the range that is stated. Writes docs/results/scaling.{md,json}. Run it on an id
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,7 +28,7 @@ import torch
 from lungwave.acoustics.forward import Simulator
 from lungwave.config import preset
 from lungwave.data.generate import generate, received, simulate_case
-from lungwave.models.precond import Preconditioned, Scaling
+from lungwave.models.precond import Preconditioned
 from lungwave.models.unet import UNet, UNetConfig, describe, fitting_strides
 from lungwave.posterior.amortized import PosteriorModel, load_posterior
 from lungwave.repro import atomic_path, versions, write_json
@@ -41,10 +41,9 @@ from train import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "posterior-tiny"
-SHARD = 8  # cases a file, so that two workers share few cases evenly
+SHARD = 2  # cases a file, so that workers share few cases evenly
 ANGLES = (0.0, 8.0, -8.0, 4.0, -4.0, 12.0, -12.0, 2.0)  # [deg], as many as there are transmits
 TRANSMITS = (1, 2, 4, 8)
-SAMPLES = (1, 4, 16, 64)
 SIZES = ((64, 64), (64, 256), (256, 256))
 NET = UNetConfig(channels=32, channel_mult=(1, 2, 2), blocks=1, heads=2, patch=(4, 4), attention=(1, 2))  # the shipped
 BATCH, CALLS = 4, 8  # maps of a training step and of a draw; calls of the network for each
@@ -66,21 +65,24 @@ def command(words: str, threads: int = 1) -> float:
 
 def end_to_end(options: argparse.Namespace, top: Path) -> list[dict[str, Any]]:
     """Both commands on each number of cores; the lungs are the first of the cases."""
-    rows = []
+    rows, lungs = [], top / "lungs"
     for cores in options.cores:
-        cases, lungs, out = (top / f"{name}{cores}" for name in ("cases", "lungs", "out"))
-        words = f"generate --preset tiny --seed 4 --shard-size {SHARD} --workers {cores}"
-        made = command(f"{words} --cases 0:{options.cases} --out {cases}")
-        command(f"{words} --cases 0:{options.lungs} --noise --out {lungs}")
-        read = command(f"reconstruct {lungs} --model {MODEL} --samples {options.samples} --workers {cores} --out {out}")
-        rows.append({"cores": cores, "generate": made, "reconstruct": read})
+        cases = top / f"cases{cores}"
+        words = f"generate --preset tiny --seed 4 --noise --shard-size {SHARD} --cases 0:{options.cases}"
+        made = command(f"{words} --workers {cores} --out {cases}")
+        if not lungs.exists():
+            lungs.mkdir()
+            for path in sorted(cases.glob("cases_*.h5"))[: options.lungs // SHARD]:
+                shutil.copy(path, lungs)
+        words = f"reconstruct {lungs} --model {MODEL} --samples {options.samples} --workers {cores}"
+        rows.append({"cores": cores, "generate": made, "reconstruct": command(f"{words} --out {top / f'out{cores}'}")})
         print(rows[-1], file=sys.stderr, flush=True)
     return rows
 
 
 def halvings(most: int, count: int = 4) -> list[int]:
-    """``most`` and its halves, smallest first, none below one shard."""
-    return sorted({max(most >> k, min(most, SHARD)) for k in range(count)})
+    """``most`` and its halves, smallest first."""
+    return sorted({max(most >> k, 1) for k in range(count)})
 
 
 def medians(rounds: int, work: dict[Any, Callable[[], Any]]) -> dict[Any, float]:
@@ -96,7 +98,8 @@ def medians(rounds: int, work: dict[Any, Callable[[], Any]]) -> dict[Any, float]
 
 def generated(options: argparse.Namespace, top: Path) -> dict[int, float]:
     """Seconds of the work, without the start of a command, on one core."""
-    counts = halvings(options.cases)
+    generate(preset("tiny"), range(1), top / "warm", 1, SHARD, quiet=True)
+    counts = halvings(max(options.cases // 4, 4))
     made = {n: generate(preset("tiny"), range(n), top / f"n{n}", 1, SHARD, quiet=True)["seconds"] for n in counts}
     return {n: float(seconds) for n, seconds in made.items()}
 
@@ -118,7 +121,7 @@ def posterior(options: argparse.Namespace) -> tuple[dict[int, float], dict[int, 
     simulator = Simulator(config)
     rf = received(simulate_case(config, 0, simulator), config, simulator)[None]
     many = {n: np.repeat(rf, n, 0) for n in halvings(options.lungs)}
-    samples = medians(options.rounds, {n: lambda n=n: model.draw(rf, n) for n in SAMPLES})
+    samples = medians(options.rounds, {n: lambda n=n: model.draw(rf, n) for n in halvings(4 * options.samples)})
     lungs = medians(1, {n: lambda f=frames: model.draw(f, options.samples) for n, frames in many.items()})
     return samples, lungs
 
@@ -168,6 +171,7 @@ def curve(title: str, unit: str, seconds: dict[int, float]) -> dict[str, Any]:
 
 def curves(options: argparse.Namespace, top: Path, whole: list[dict[str, Any]]) -> list[dict[str, Any]]:
     samples, lungs = posterior(options)
+    print(f"posterior: {samples} {lungs}", file=sys.stderr, flush=True)
     steps, draws, cores = learnt(options)
     over = {key: {row["cores"]: row[key] for row in whole} for key in ("generate", "reconstruct")}
     maps = f"{SIZES[0][0]} x {SIZES[0][1]} to {SIZES[-1][0]} x {SIZES[-1][1]}"
@@ -207,16 +211,15 @@ def markdown(result: dict[str, Any]) -> str:
     for row in result["end_to_end"]:
         rates = (3600 * asked[n] / row[key] for n, key in (("cases", "generate"), ("lungs", "reconstruct")))
         first, second = rates
-        lines.append(
-            f"| {row['cores']} | **{row['generate']:.1f}** | {first:.0f} | **{row['reconstruct']:.1f}** | {second:.0f} |"
-        )
+        cells = (f"**{row['generate']:.1f}**", f"{first:.0f}", f"**{row['reconstruct']:.1f}**", f"{second:.0f}")
+        lines.append(f"| {row['cores']} | {' | '.join(cells)} |")
     lines += [
         "",
         "## Growth",
         "",
         f"Medians of {asked['rounds']} rounds ({asked['steps']} of steps and draws of maps; cases and lungs once), in "
-        "turns. Exponent p: seconds grow like the number to the power of p over the range, by least squares in log-log; "
-        "1 is in proportion, -1 is what cores can give at most. A network of the shipped prior's size "
+        "turns. Exponent p: seconds grow like the number to the power of p over the range, by least squares in "
+        "log-log: 1 is in proportion, -1 is what cores can give at most. A network of the shipped prior's size "
         f"({result['parameters']:,} parameters).",
         "",
         "| what | over | range | seconds | exponent |",
@@ -232,13 +235,17 @@ def markdown(result: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=1000)
-    parser.add_argument("--lungs", type=int, default=64)
+    parser.add_argument("--lungs", type=int, default=64, help=f"of the cases; a multiple of {SHARD}")
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--cores", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="training steps and draws of maps of each size")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results")
     options = parser.parse_args()
+    if options.lungs % SHARD or not 0 < options.lungs <= options.cases:
+        parser.error(
+            f"{options.lungs} lungs of {options.cases} cases; give a multiple of {SHARD}, no more than the cases"
+        )
     torch.set_num_threads(1)
     result: dict[str, Any] = {
         "command": f"python benchmarks/scaling.py {shlex.join(sys.argv[1:])}".strip(),
