@@ -31,7 +31,7 @@ docs: $(VENV)/.docs
 
 # The tables that need neither training nor other people's programs, one after another: hours on two cores that do nothing
 # else. `make BENCH="generate scale" bench` makes some of them.
-BENCH ?= generate crosscheck bmode_sets phantom_statistics twins frechet evaluate scale memory faults cluster_cost newcomer \
+BENCH ?= generate crosscheck bmode_sets phantom_statistics twins frechet evaluate scale scaling memory faults cluster_cost newcomer \
 	release
 bench: $(VENV)/.dev
 	@for name in $(BENCH); do \

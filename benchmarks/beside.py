@@ -7,7 +7,13 @@ diffusers       one U-Net, the same weights: calls and training steps a second
 deepinv         samplers on a Gaussian problem whose posterior is known, with its exact denoiser and as many calls
 torch-fidelity  Frechet distance and KID of the same features
 
-PYTHON has the peers. Each peer's table is replaced by a run that names it, and says what that run was. Writes
+PYTHON is an interpreter with the peers. torchvision, of which nothing here is called, may be left out:
+
+    python3 -m venv peers && peers/bin/pip install torch diffusers safetensors scipy
+    peers/bin/pip install einops natsort tqdm requests matplotlib h5py torchmetrics pillow
+    peers/bin/pip install --no-deps deepinv torch-fidelity
+
+Each peer's table is replaced by a run that names it, and says what that run was. Writes
 docs/results/beside.{md,json}. Run it on an idle machine: the load at the start stands in the tables.
 """
 
@@ -67,6 +73,7 @@ OURS = (  # the same, and the rows that it is set beside
     ("diffpir", "diffpir", {}, ("DiffPIR, zeta 1",)),
     ("daps_rto", "daps_rto", {}, tuple(name for name, _, _ in THEIRS)),
 )
+SETS = ("slow spectrum", "rectified, 706 dead", "rank 64", "full rank")
 SUBSETS, SUBSET = 100, 1000  # of torch-fidelity's KID, its defaults
 FULL = (3000, 64)  # vectors and features of the case of full rank
 
@@ -263,7 +270,8 @@ def fidelity(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     rate = peak(options.threads, torch.float64)
     with peer("torch-fidelity", "torch_fidelity_distance.py", options.peer_python, problem) as other:
-        for kind, (a, b) in sets.items():
+        for kind in options.sets:
+            a, b = sets[kind]
             np.savez(folder / "arrays.npz", a=a, b=b)
             (n, d), m = a.shape, len(b)
             work = {
@@ -301,8 +309,8 @@ def fidelity_lines(found: dict[str, Any]) -> list[str]:
     lines = [
         "## torch-fidelity: distances of the same features",
         "",
-        "The three sets of [frechet.md](frechet.md), whose covariances' product never has full rank, and one of "
-        f"full rank. Medians of {found['rounds']} round(s) in turns, {found['threads']} thread(s), double precision. "
+        "Sets of [frechet.md](frechet.md), whose covariances' product never has full rank, and one of full rank. "
+        f"Medians of {found['rounds']} round(s) in turns, {found['threads']} thread(s), double precision. "
         "For the Frechet distance the error of each is given against extended precision. torch-fidelity's KID is the "
         f"mean over {SUBSETS} random subsets of {SUBSET}, ours takes all pairs; where both sets are of one size, "
         "torch-fidelity was given all vectors as one subset, which is the same formula. Floors: the multiply-adds "
@@ -318,10 +326,13 @@ def fidelity_lines(found: dict[str, Any]) -> list[str]:
         right, spread = row["exact"], row["error"]
         errors = [f"{row[who] / right - 1:+.0e}" for who in ("ours", "theirs")] if right else ["", ""]
         theirs = f"{row['theirs']:.7g}" + (f" ± {spread:.1g}" if spread else "")
+        off = f"{row['difference']:+.0e}"
+        if spread:  # of a number that is zero but for chance, nothing relative can be said
+            off = f"{(row['theirs'] - row['ours']) / spread:+.1f} of its errors"
         lines.append(
             f"| {'Frechet' if right else 'KID'} | {row['kind']}, {n} and {m} of {d} | {row['ours']:.7g} | {theirs} | "
-            f"{row['difference']:+.0e} | {errors[0]} | {errors[1]} | {row['ours_s']:.2f} | {row['theirs_s']:.2f} | "
-            f"**{row['ratio']:.1f}** | {row['floor']:.2f} | {row['floor'] / row['ours_s']:.0%} |"
+            f"{off} | {errors[0]} | {errors[1]} | {row['ours_s']:.2f} | {row['theirs_s']:.2f} | "
+            f"**{row['ratio']:.1f}** | {row['floor']:.2g} | {row['floor'] / row['ours_s']:.0%} |"
         )
     return lines
 
@@ -351,7 +362,8 @@ def markdown(sections: dict[str, dict[str, Any]]) -> str:
         "# Beside diffusers, deepinv and torch-fidelity",
         "",
         "Each library in its own interpreter, waiting while the other runs. A ratio above 1 is in lungwave's favour; "
-        "the floor is what nobody can be faster (or nearer) than, on the machine of the run.",
+        "the floor is what nobody can be faster (or nearer) than, on the machine of the run. Full size is the command "
+        "without its options for size; what was run stands under each table.",
     ]
     for name, (_, table) in MEASURED.items():
         if name in sections:
@@ -370,6 +382,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="maps of a call or step, beside diffusers")
     parser.add_argument("--truths", type=int, default=30, help="beside deepinv")
     parser.add_argument("--calls", type=int, nargs="+", default=[100, 1000], help="of the denoiser, beside deepinv")
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS, help="features, beside torch-fidelity")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results")
     options = parser.parse_args()
     told = shlex.join(sys.argv[1:]).replace(options.peer_python, "PYTHON")

@@ -200,7 +200,7 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         f"Made by `{result['command']}` on {host['cpu']}, {host['cores']} cores, {host['system']}{load}. "
         + ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-        + ".",
+        + ". Full size is the command without options.",
         "",
         f"`lungwave generate` of {asked['cases']} tiny cases (3 transmits) in files of {SHARD}, and `lungwave "
         f"reconstruct` of {asked['lungs']} of them with {asked['samples']} posterior samples each, start included:",
