@@ -59,6 +59,7 @@ SIDES = {  # name -> library, channels_last
     "diffusers, channels last": ("diffusers", True),
 }
 DRAWS = 128  # of each truth
+WARM = 3  # calls of a first turn that is not counted
 THEIRS = (  # name, sampler, settings that are not the library's own
     ("DPS", "DPS", {}),
     ("DPS, weight 100", "DPS", {"weight": 100.0}),  # "in the hundreds", says its documentation; 30 and 300 are worse
@@ -195,7 +196,7 @@ def deepinv(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     with torch.no_grad():
         one = median([timed(lambda: twin.denoiser(x, sigma))[0] for _ in range(20)])
     with peer("deepinv", "deepinv_twin.py", options.peer_python, problem) as other:
-        for calls in options.calls:
+        for calls in (WARM, *options.calls):
             theirs = {}
             for name, sampler, how in THEIRS:
                 asked = {
@@ -208,7 +209,7 @@ def deepinv(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 said = other.ask(json.dumps(asked))
                 drawn = torch.from_numpy(np.load(asked["out"])).reshape(len(twin.y), DRAWS, -1)
                 theirs[name] = {"name": f"deepinv {name}", **said, **twin.scores(drawn), "floor": calls * one}
-            rows += theirs.values()
+            mine = []
             for name, sampler, how, beside in OURS:
                 randomness = Seeds(0, range(DRAWS * len(twin.y)))
                 clock = time.perf_counter()
@@ -216,13 +217,15 @@ def deepinv(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 taken = time.perf_counter() - clock
                 scores = twin.scores(twin.samples(got))
                 best = min(beside, key=lambda key: theirs[key]["distance"])
-                rows.append({
+                mine.append({
                     "name": name, "seconds": taken, "calls": got.calls["denoiser"] / len(got.maps), **scores,
                     "lost": int((~got.kept).sum()), "floor": calls * one, "beside": best,
                     "nearer": theirs[best]["distance"] / scores["distance"],
                     "faster": theirs[best]["seconds"] / taken,
                 })  # fmt: skip
-            print(rows[-len(OURS) - len(THEIRS) :], file=sys.stderr, flush=True)
+            if calls != WARM:
+                rows += [*theirs.values(), *mine]
+            print([*theirs.values(), *mine], file=sys.stderr, flush=True)
     about = {"truths": options.truths, "draws": DRAWS, "threads": options.threads, "peer": other.about}
     return {"rows": [{**row, "over_chance": row["distance"] / chance} for row in rows], **about}
 
