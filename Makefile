@@ -31,8 +31,8 @@ docs: $(VENV)/.docs
 
 # The tables that need neither training nor other people's programs, one after another: hours on two cores that do nothing
 # else. `make BENCH="generate scale" bench` makes some of them.
-BENCH ?= generate crosscheck bmode_sets phantom_statistics twins frechet evaluate scale memory faults cluster_cost newcomer \
-	release
+BENCH ?= generate crosscheck bmode_sets phantom_statistics twins frechet evaluate scale scaling memory faults cluster_cost \
+	newcomer release
 bench: $(VENV)/.dev
 	@for name in $(BENCH); do \
 	  start=$$(date +%s); $(BIN)/python benchmarks/$$name.py && $(call SECONDS_SINCE,$$name) || exit 1; \

@@ -58,10 +58,10 @@ FEWER = (
 WITHIN = 0.02  # of the CRPS of the most accurate
 
 
-def peak(threads: int) -> float:
-    """GMAC/s of a large float32 matrix product."""
+def peak(threads: int, dtype: torch.dtype = torch.float32) -> float:
+    """GMAC/s of a large matrix product."""
     torch.set_num_threads(threads)
-    one, other = torch.randn(PRODUCT, PRODUCT), torch.randn(PRODUCT, PRODUCT)
+    one, other = torch.randn(2, PRODUCT, PRODUCT).to(dtype)
     one @ other
     taken = []
     for _ in range(REPEAT):
