@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from lungwave.config import preset
-from lungwave.data.generate import generate
 from lungwave.pool import Pool, open_pool
 from lungwave.types import LungwaveError, UsageError
 
