@@ -74,9 +74,6 @@ class TestDask:
             list(dask.run(die, [(range(5, 6), ())]))
 
 
-@pytest.mark.xfail(
-    reason="2026-11-26: a shard made on Dask differs about once in four runs; why is not known", strict=False
-)
 def test_shards_have_the_same_bytes_on_dask(tmp_path: Path) -> None:
     """Each engine in a process of its own, so that nothing another test left behind (threads) tells them apart."""
     words = "generate --preset micro --set grid.steps=300 --seed 7 --cases 0:6 --shard-size 2 --quiet"
@@ -87,7 +84,8 @@ def test_shards_have_the_same_bytes_on_dask(tmp_path: Path) -> None:
     names = sorted(path.name for path in (tmp_path / "serial").glob("*.h5"))
     assert len(names) == 3
     for name in names:
-        assert (tmp_path / "serial" / name).read_bytes() == (tmp_path / "dask" / name).read_bytes()
+        if (tmp_path / "serial" / name).read_bytes() != (tmp_path / "dask" / name).read_bytes():
+            pytest.xfail("2026-11-26: a shard made on Dask differs about once in four runs; why is not known")
 
 
 def test_a_scheduler_that_does_not_answer_and_dask_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
