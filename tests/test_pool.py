@@ -75,7 +75,7 @@ class TestDask:
 
 
 def test_shards_have_the_same_bytes_on_dask(tmp_path: Path) -> None:
-    """Each engine in a process of its own, so that nothing another test left behind (threads) tells them apart."""
+    """Each engine in a process of its own, as a user runs it."""
     words = "generate --preset micro --set grid.steps=300 --seed 7 --cases 0:6 --shard-size 2 --quiet"
     for out, how in (("dask", "--scheduler local --workers 2"), ("serial", "--workers 1")):
         command = [sys.executable, "-m", "lungwave", *words.split(), *how.split(), "--out", out]
@@ -84,8 +84,7 @@ def test_shards_have_the_same_bytes_on_dask(tmp_path: Path) -> None:
     names = sorted(path.name for path in (tmp_path / "serial").glob("*.h5"))
     assert len(names) == 3
     for name in names:
-        if (tmp_path / "serial" / name).read_bytes() != (tmp_path / "dask" / name).read_bytes():
-            pytest.xfail("2026-11-26: a shard made on Dask differs about once in four runs; why is not known")
+        assert (tmp_path / "serial" / name).read_bytes() == (tmp_path / "dask" / name).read_bytes()
 
 
 def test_a_scheduler_that_does_not_answer_and_dask_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

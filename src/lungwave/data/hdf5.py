@@ -99,10 +99,14 @@ def new_file(path: str | Path) -> Iterator[h5py.File]:
 
 
 def put(file: h5py.File, field: Field, value: Any) -> None:
-    """One dataset as the schema wants it; large ones in chunks of one frame and event, compressed."""
+    """One dataset as the schema wants it; large ones in chunks of one frame and event, compressed.
+
+    Written out at once: left to HDF5, chunks find their place when a handle is closed, which with other threads about
+    (a Dask worker's) is now and then later, and the same arrays lie in another order.
+    """
     if field.dtype == "text":
         many = [str(v) for v in value] if field.shape else str(value)
-        file.create_dataset(field.path, data=many, dtype=TEXT, track_times=False)
+        file.create_dataset(field.path, data=many, dtype=TEXT, track_times=False).flush()
         return
     data = np.asarray(value, dtype=field.dtype)
     if data.ndim != len(field.shape):
@@ -111,7 +115,7 @@ def put(file: h5py.File, field: Field, value: Any) -> None:
     if data.ndim >= 2 and data.size > 1:
         lead = 2 if data.ndim == 5 else 1
         options = {**COMPRESSION, "chunks": (*(1,) * lead, *data.shape[lead:])}
-    file.create_dataset(field.path, data=data, track_times=False, **options)
+    file.create_dataset(field.path, data=data, track_times=False, **options).flush()
 
 
 def _put_subject(file: h5py.File, name: str, value: str | float | int) -> None:
