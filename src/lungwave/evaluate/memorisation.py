@@ -64,7 +64,8 @@ def nearest(queries: Float[np.ndarray, "n z x"], train: Float[np.ndarray, "t _ _
     centre = train.mean((0, 2))[:, None]
     length = next_fast_len(train.shape[2] + max(shift for _, shift in moves), real=True)  # no wrapping round
     turns = _turns(moves, train.shape[2], length)
-    ours, our_energy = _along_frequency(queries - centre, length), _energies(queries - centre, moves, query=True)
+    centred = queries - centre
+    ours, our_energy = _along_frequency(centred, length), _energies(centred, moves, query=True)
     best = np.full((len(queries), len(train)), np.inf, np.float32)
     how = np.zeros(best.shape, np.int16)
     for start in range(0, len(train), CHUNK):
