@@ -56,8 +56,8 @@ class Train(Planned):
     """Training images to see in all."""
     minutes: float | None = None
     """Training time in all [min], if that is used up first."""
-    field: Literal["smooth", "sharp"] = "smooth"
-    """Which map of generated cases."""
+    field: Literal["smooth", "sharp", "resolved"] = "smooth"
+    """Which map of generated cases; resolved: with --echoes, air and sound speed on the solver's grid."""
     quantifiable_only: bool = False
     """Leave out maps with columns that have no truth."""
     echoes: bool = False
@@ -204,6 +204,10 @@ class Train(Planned):
         output_folder(self.out)
         from lungwave.data.mapset import read_maps
 
+        if self.field == "resolved":
+            raise UsageError(
+                "--field resolved is for --echoes; for maps alone, make them with lungwave maps --kind nodes"
+            )
         if self.stream:
             from lungwave.data.streamed import stream_maps
 
@@ -215,9 +219,13 @@ class Train(Planned):
         output_folder(self.out)
         if self.classes:
             raise UsageError("--classes and --echoes exclude each other: categories are read off the posterior's maps")
-        from lungwave.posterior.pairs import Pairs
+        from lungwave.posterior.pairs import Pairs, ResolvedPairs
 
-        return Pairs.stream(self.data, self.quiet) if self.stream else Pairs.read(self.data, self.quiet)
+        if self.field != "resolved":
+            return Pairs.stream(self.data, self.quiet) if self.stream else Pairs.read(self.data, self.quiet)
+        if self.stream or self.center is not None or self.method != "diffusion":
+            raise UsageError("--field resolved takes neither --stream nor --center, and --method diffusion only")
+        return ResolvedPairs.draw(Pairs.read(self.data, self.quiet), self.quiet)
 
     @property
     def _posterior(self) -> Any:
@@ -225,6 +233,9 @@ class Train(Planned):
         from lungwave.prior.conditional import Posterior
         from lungwave.shipped import ECHOES, model_folder
 
+        if self.field == "resolved":  # under a known wall; the same network is the prior that guidance works on
+            known = Disturbance((20.0, 40.0), jitter=0.0, far=0.0, speeds=(1.0,), drop=0.3)
+            return Posterior(self._prior, known, paths=self.paths)
         if self.center is None:
             return Posterior(self._prior, paths=self.paths)
         center = model_folder(self.center, ECHOES)

@@ -27,7 +27,7 @@ def drawn(count: int, seed: int) -> np.ndarray:
 
 
 def test_whitened_noise_is_white_and_whitening_is_its_own_adjoint() -> None:
-    noise = Discrepancy(covariance(), SHAPE, 0.0, 100).noise(0.2)
+    noise = Discrepancy(covariance(), SHAPE, 0.0, np.empty((0, *SHAPE))).noise(0.2)
     found = noise.whiten(torch.from_numpy(drawn(4000, 1)) + 0.2 * torch.randn(4000, *SHAPE, dtype=torch.float64))
     found = found.flatten(1)
     np.testing.assert_allclose(found.T @ found / len(found), np.eye(SIZE), atol=0.12)
@@ -36,13 +36,13 @@ def test_whitened_noise_is_white_and_whitening_is_its_own_adjoint() -> None:
 
 
 def test_drawing_undoes_whitening() -> None:
-    noise = Discrepancy(covariance(), SHAPE, 0.0, 100).noise(0.2)
+    noise = Discrepancy(covariance(), SHAPE, 0.0, np.empty((0, *SHAPE))).noise(0.2)
     normal = torch.randn(3, *SHAPE, dtype=torch.float64)
     np.testing.assert_allclose(noise.whiten(noise.draw(normal)), normal, atol=1e-9)
 
 
 def test_independent_noise_is_the_special_case() -> None:
-    both = GaussianNoise(0.3), CorrelatedNoise(0.09 * torch.eye(SIZE, dtype=torch.float64), SHAPE)
+    both = GaussianNoise(0.3), CorrelatedNoise.of(0.09 * torch.eye(SIZE, dtype=torch.float64), SHAPE)
     residual = torch.randn(5, *SHAPE, dtype=torch.float64)
     for name in ("whiten", "log_prob", "chi2"):
         one, other = (getattr(noise, name)(residual) for noise in both)
@@ -95,10 +95,10 @@ def test_a_posterior_that_knows_of_the_model_error_covers_and_one_that_does_not_
     [
         (lambda: Discrepancy.fit(drawn(5, 0)), "5 pairs are too few"),
         (lambda: Discrepancy.fit(np.full((30, *SHAPE), np.nan)), "not finite"),
-        (lambda: CorrelatedNoise(torch.eye(3), SHAPE), "covariance of \\(3, 3\\)"),
-        (lambda: CorrelatedNoise(torch.eye(SIZE), SHAPE, 0.0), "temperature 0"),
-        (lambda: CorrelatedNoise(-torch.eye(SIZE), SHAPE).whiten(torch.zeros(1, *SHAPE)), "must be positive"),
-        (lambda: Discrepancy(covariance(), SHAPE, 0, 9).noise(1.0).whiten(torch.zeros(2, 5)), "noise of shape"),
+        (lambda: CorrelatedNoise.of(torch.eye(3), SHAPE), "covariance of \\(3, 3\\)"),
+        (lambda: CorrelatedNoise.of(torch.eye(SIZE), SHAPE, 0.0), "temperature 0"),
+        (lambda: CorrelatedNoise.of(-torch.eye(SIZE), SHAPE), "must be positive"),
+        (lambda: Discrepancy(covariance(), SHAPE, 0.0, np.empty((0, *SHAPE))).noise(1.0).whiten(torch.zeros(2, 5)), "noise of shape"),
     ],
 )
 def test_what_cannot_be_noise_is_refused(make, said: str) -> None:

@@ -1,12 +1,15 @@
 """Resolved maps: what the solver's grid holds below the pleura, node by node, so that waves can be sent through it.
 
-Channel 0 says how deep a node lies in air: 0 = tissue, then sixths, the levels by which ``anatomy`` places the surface
-of air between nodes. Channel 1 says how fast the tissue there carries sound, 0 = the slowest and 1 = the fastest that
+Channel 0 says what a node is: 0 = tissue, ``AIR`` to 1 = air, by the levels with which ``anatomy`` places the surface of
+air between nodes. The gap between is wide, so that a map that is almost right says clearly which is which; in it, the
+stiffness of the forward model falls evenly, so that every node has a slope. Channel 1 says how fast the tissue there carries sound, 0 = the slowest and 1 = the fastest that
 the configuration can draw. Maps are pleura-flattened: row 0 is the first node that can be air, column by column, so
 that nothing of the wall is in them, and the grid's nodes come back exactly.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -16,7 +19,9 @@ from lungwave.phantom.anatomy import AIR_DENSITY, AIR_REACH, Anatomy, air_level,
 from lungwave.phantom.medium import max_sound_speed, min_sound_speed
 
 LEVELS = len(AIR_DENSITY)  # of a node's depth in air
-CHANNELS = 2  # depth in air, sound speed
+INSIDE = 4  # level from which on a node lies inside an airspace, not beside it
+AIR = 0.7  # least value of a node that is air
+CHANNELS = 2  # air, sound speed
 WHOLE = 16  # rows come in multiples, so that a network's levels can halve them
 
 
@@ -25,6 +30,18 @@ def resolved_size(config: Config) -> tuple[int, int]:
     grid = config.grid
     rows = int((grid.depth - config.wall.pleura_depth[0]) / grid.spacing + 1e-9)
     return rows // WHOLE * WHOLE, round(grid.width / grid.spacing)
+
+
+def resolved_config(config: Config) -> Config:
+    """The configuration whose maps lie on the solver's grid, as large as resolved ones."""
+    rows, columns = resolved_size(config)
+    return replace(config, map=replace(config.map, pixel=config.grid.spacing, rows=rows, columns=columns))
+
+
+def first_depth(anatomy: Anatomy, config: Config) -> Float[np.ndarray, " x"]:
+    """Upper edge [m] of the first row of a lung's resolved map."""
+    grid = grid_of(anatomy, config.grid.spacing, config.grid.depth, config.grid.width)
+    return (first_rows(anatomy.wall.surface(grid.x), config.grid.spacing) - 0.5) * config.grid.spacing
 
 
 def first_rows(surface: Float[np.ndarray, " x"], spacing: float) -> Int[np.ndarray, " x"]:
@@ -44,4 +61,14 @@ def resolved(anatomy: Anatomy, config: Config) -> Float[np.ndarray, "2 row x"]:
     first = first_rows(anatomy.wall.surface(grid.x), config.grid.spacing)
     slow, fast = min_sound_speed(config), max_sound_speed(config)
     speed = np.clip((tissue(anatomy, grid)[0] - slow) / (fast - slow), 0, 1)
-    return np.stack([flatten(air_level(anatomy, grid) / LEVELS, first, rows), flatten(speed, first, rows)])
+    return np.stack([flatten(air_value(air_level(anatomy, grid)), first, rows), flatten(speed, first, rows)])
+
+
+def air_value(level: Int[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """Value of channel 0 for a level of air, 0 = tissue to ``LEVELS``."""
+    return np.where(level > 0, AIR + (1 - AIR) * (level - 1) / (LEVELS - 1), 0.0)
+
+
+def airspace(values: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """1 where channel 0 says that a node lies inside an airspace, else 0; their mean is the percent aeration."""
+    return (values > air_value(np.array([INSIDE - 0.5]))[0]).astype(float)

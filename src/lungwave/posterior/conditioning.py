@@ -97,15 +97,17 @@ class Conditioner:
         rf: Frames,
         shift: Float[np.ndarray, " frame"] | None = None,
         unseen: Int[np.ndarray, " frame"] | None = None,
+        top: Float[np.ndarray, "frame x"] | None = None,
     ) -> Read:
         """Images, traces and numbers; the detected pleura is moved down by ``shift`` [m] first.
 
-        ``unseen`` says which head of the estimate answers, see ``RidgeModel.maps``.
+        ``unseen`` says which head of the estimate answers, see ``RidgeModel.maps``. ``top`` [m] is the depth at which
+        the map begins, where it is known; nothing is detected then.
         """
         reader, scan = self.reader, self.scan
         images, power = reader.images(rf)
         echoes = reader.energies(rf, images, power)
-        depth, doubt = self.detector.path(echoes)
+        depth, doubt = self.detector.path(echoes) if top is None else (np.asarray(top, float), np.zeros(top.shape))
         if shift is not None:
             depth = depth + shift[:, None]
         rows = (np.arange(self.config.map.rows) + 0.5) * self.config.map.pixel
@@ -130,9 +132,10 @@ class Conditioner:
         scales: Scales,
         scaling: Scaling,
         shift: Float[np.ndarray, " frame"] | None = None,
+        top: Float[np.ndarray, "frame x"] | None = None,
     ) -> tuple[Condition, Read]:
         """The condition of a batch of frames, and what it was made from; ``scaling`` is that of maps."""
-        read = self.read(rf, shift)
+        read = self.read(rf, shift, top=top)
         return scaled(read, scales, scaling), read
 
     def encoder_config(self, **changes: Any) -> EncoderConfig:

@@ -43,7 +43,13 @@ class Discrepancy:
     covariance: Float[np.ndarray, "m m"]
     shape: tuple[int, ...]  # of a recording, m entries
     shrinkage: float
-    pairs: int
+    differences: Float[np.ndarray, "pair ..."]  # that it was learned from
+
+    @classmethod
+    def of(cls, differences: Float[np.ndarray, "pair ..."], shrinkage: float) -> Discrepancy:
+        """From differences, with a shrinkage that was found before."""
+        flat = np.asarray(differences, np.float64).reshape(len(differences), -1)
+        return cls(_shrunk(flat, shrinkage), tuple(np.shape(differences)[1:]), shrinkage, differences)
 
     @classmethod
     def fit(
@@ -65,11 +71,21 @@ class Discrepancy:
         inside, outside = flat[::2], flat[1::2]
         scored = [_log_density(outside, _shrunk(inside, amount)) for amount in SHRINKAGES]
         best = SHRINKAGES[int(np.argmax(scored))]
-        return cls(_shrunk(flat, best), tuple(np.shape(differences)[1:]), best, len(flat))
+        return cls.of(flat.reshape(np.shape(differences)), best)
 
-    def noise(self, std: float) -> CorrelatedNoise:
-        """Together with independent noise of standard deviation ``std`` in each entry."""
-        return CorrelatedNoise(torch.from_numpy(self.covariance + std**2 * np.eye(len(self.covariance))), self.shape)
+    @cached_property
+    def _modes(self) -> tuple[Tensor, Tensor]:
+        """Variances and modes: the costly part, once for all recordings."""
+        values, vectors = torch.linalg.eigh(torch.from_numpy(self.covariance).double())
+        return values.clamp(min=0), vectors
+
+    def noise(self, std: float, scale: float = 1.0) -> CorrelatedNoise:
+        """Together with independent noise of standard deviation ``std`` in each entry.
+
+        ``scale`` is the recording's loudness, where the pairs were told in units of their own.
+        """
+        values, vectors = self._modes
+        return CorrelatedNoise(values * scale**2 + std**2, vectors, self.shape)
 
 
 @dataclass(frozen=True)
@@ -79,24 +95,32 @@ class CorrelatedNoise(Noise):
     Stands wherever ``likelihood.GaussianNoise`` does, for recordings of a few thousand entries.
     """
 
-    covariance: Float[Tensor, "m m"]
+    values: Float[Tensor, " m"]  # variances
+    vectors: Float[Tensor, "m m"]  # of the modes (columns) that have them
     shape: tuple[int, ...]
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.covariance.shape != (math.prod(self.shape), math.prod(self.shape)):
-            raise UsageError(f"a covariance of {tuple(self.covariance.shape)} for recordings of {self.shape}")
+        size = math.prod(self.shape)
+        if self.vectors.shape != (size, size) or self.values.shape != (size,):
+            raise UsageError(f"a covariance of {tuple(self.vectors.shape)} for recordings of {self.shape}")
         if not self.temperature > 0:
             raise UsageError(f"temperature {self.temperature:g} must be greater than 0")
+        if not float(self.values.min()) > 0:
+            raise UsageError(
+                f"the noise's covariance has an eigenvalue of {float(self.values.min()):.1e}; it must be positive"
+            )
+
+    @classmethod
+    def of(cls, covariance: Float[Tensor, "m m"], shape: tuple[int, ...], temperature: float = 1.0) -> CorrelatedNoise:
+        """From a covariance. UsageError where it is of another size, or not positive."""
+        values, vectors = torch.linalg.eigh(covariance.double())
+        return cls(values, vectors, shape, temperature)
 
     @cached_property
     def _roots(self) -> tuple[Tensor, Tensor]:
         """``C^(-1/2)`` and ``C^(1/2)``."""
-        values, vectors = torch.linalg.eigh(self.covariance.double() * self.temperature)
-        if not float(values.min()) > 0:
-            raise UsageError(
-                f"the noise's covariance has an eigenvalue of {float(values.min()):.1e}; it must be positive"
-            )
+        values, vectors = self.values * self.temperature, self.vectors
         return (vectors * values.rsqrt()) @ vectors.T, (vectors * values.sqrt()) @ vectors.T
 
     def whiten(self, residual: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:

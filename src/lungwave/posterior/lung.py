@@ -1,10 +1,15 @@
 """The wave equation as a forward model: a resolved lung (``phantom.resolved``) under a known chest wall -> echoes.
 
-What a resolved map leaves out is the tissue's density, attenuation and scatter. The derivative along a direction is a
-difference quotient: one propagation more, where the exact one of a medium with losses takes forty.
+What a resolved map leaves out is the tissue's density, attenuation and scatter. Attenuation is one gain over time,
+``10^(-a / 20)``, a the loss [dB] at the centre frequency on the way straight down and back: sound that arrives at one
+time went equally far in tissue, however often it was scattered. A propagation without losses takes half the time of
+one with them, and what the gain misses is less than what the map leaves out (docs/explanation/guidance.md). The
+derivative along a direction is a difference quotient: one propagation more.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,11 +22,13 @@ from lungwave.config import Config
 from lungwave.models.precond import Scaling
 from lungwave.phantom.anatomy import AIR_DENSITY
 from lungwave.phantom.medium import TISSUES, Medium, max_sound_speed, min_sound_speed
-from lungwave.phantom.resolved import CHANNELS, LEVELS, first_rows, resolved_size
-from lungwave.types import UsageError
+from lungwave.phantom.resolved import AIR, CHANNELS, LEVELS, first_rows, resolved_size
+from lungwave.types import MHZ, UsageError
 
 LUNG = TISSUES["lung tissue"]
 STEP = 1e-3  # network units of the largest change in a difference quotient
+LEAST = 1e-3  # air in tissue, so that a step of a difference quotient stays above none
+ABSORBING = 12  # cells of the absorbing layer; eight less than the simulator's cost a fifth less
 
 
 class LungForward:
@@ -38,7 +45,8 @@ class LungForward:
 
         Raises UsageError where it lies outside the grid or has another length.
         """
-        self.simulator = Simulator(config)
+        lossless = replace(config, grid=replace(config.grid, attenuation=False, pml_cells=ABSORBING))
+        self.simulator = Simulator(lossless)
         depth, width = medium.air.shape
         if len(surface) != width:
             raise UsageError(f"the lung surface has {len(surface)} columns, the medium {width}; give one a column")
@@ -53,9 +61,11 @@ class LungForward:
         row = np.arange(depth)[:, None] - first[None]  # of the map, at every node
         self._index = torch.from_numpy(np.clip(row, 0, rows - 1))
         self._lung = torch.from_numpy(row >= 0)
-        loss = np.where(row >= 0, LUNG.linear_attenuation(config.probe.center_frequency), medium.attenuation)
-        self._speed, self._density, self._loss = (
-            torch.from_numpy(np.ascontiguousarray(v, np.float32)) for v in (medium.sound_speed, medium.density, loss)
+        frequency = config.probe.center_frequency
+        loss = np.where(row >= 0, LUNG.linear_attenuation(frequency), medium.attenuation).mean(1) * frequency / MHZ
+        self._gain = torch.from_numpy(_gain(loss * medium.spacing, medium.spacing, self.simulator)).float()
+        self._speed, self._density = (
+            torch.from_numpy(np.ascontiguousarray(v, np.float32)) for v in (medium.sound_speed, medium.density)
         )
         self._base: tuple[Tensor, Tensor] | None = None  # the last maps that a derivative was asked at, their echoes
         self._factors = torch.tensor((1.0, *AIR_DENSITY))
@@ -73,21 +83,22 @@ class LungForward:
     def fields(self, x: Float[Tensor, "n 2 row x"]) -> tuple[Tensor, Tensor, Tensor]:
         """Sound speed [m/s], density [kg/m3] and air (fraction) on the grid, differentiable."""
         inside, slow, fast = self.scaling.to_data(x).clamp(0, 1), *self.speeds
-        level, speed = self.place(inside).float().unbind(1)
-        level = LEVELS * level
-        below = level.detach().floor().clamp(max=LEVELS - 1).long()
-        low, high = self._factors[below], self._factors[below + 1]
-        factor = low + (high - low) * (level - below)
+        value, speed = self.place(inside).float().unbind(1)
+        air = ((value + LEAST) / (AIR + LEAST)).clamp(max=1)
+        depth = (value - AIR).clamp(min=0) * ((LEVELS - 1) / (1 - AIR))  # in air, from the first of its levels
+        below = depth.detach().floor().clamp(max=LEVELS - 2).long()
+        first, after = self._factors[1 + below], self._factors[2 + below]
+        factor = torch.where(value < AIR, 1 + (first - 1) * air, first + (after - first) * (depth - below))
         return (
             torch.where(self._lung, slow + (fast - slow) * speed, self._speed),
             torch.where(self._lung, LUNG.density * factor, self._density),
-            torch.where(self._lung, level.clamp(max=1), torch.zeros_like(level)),
+            torch.where(self._lung, air, torch.zeros_like(air)),
         )
 
     def __call__(self, x: Float[Tensor, "n 2 row x"]) -> Float[Tensor, "n tx time el"]:
         """The echoes."""
         with torch.no_grad():
-            return self.simulator.channels(self._medium(*self.fields(x))).to(x.dtype)
+            return (self._gain * self.simulator.channels(_medium(*self.fields(x)))).to(x.dtype)
 
     def jvp(self, x: Float[Tensor, "n 2 row x"], v: Float[Tensor, "n 2 row x"]) -> Float[Tensor, "n tx time el"]:
         """Change of the echoes along ``v``: the difference over a step whose largest entry is ``STEP``."""
@@ -96,16 +107,27 @@ class LungForward:
             self._base = (x.clone(), self(x))
         fields, along = torch.autograd.functional.jvp(self.fields, x.detach(), v.to(x.dtype))
         with torch.no_grad():
-            moved = self._medium(*(f + size[:, :, 0].float() * a for f, a in zip(fields, along, strict=True)))
-            return (self.simulator.channels(moved).to(x.dtype) - self._base[1]) / size
+            moved = _medium(*(f + size[:, :, 0].float() * a for f, a in zip(fields, along, strict=True)))
+            return ((self._gain * self.simulator.channels(moved)).to(x.dtype) - self._base[1]) / size
 
     def vjp(self, x: Float[Tensor, "n 2 row x"], u: Float[Tensor, "n tx time el"]) -> Float[Tensor, "n 2 row x"]:
         """The adjoint of ``jvp``."""
         at = x.detach().requires_grad_()
         with torch.enable_grad():
             fields = self.fields(at)
-        gradient = self.simulator.vjp(self._medium(*(field.detach() for field in fields)), u.float())[1]
+        gradient = self.simulator.vjp(_medium(*(field.detach() for field in fields)), self._gain * u.float())[1]
         return torch.autograd.grad(fields, at, (gradient.sound_speed, gradient.density, gradient.air))[0]
 
-    def _medium(self, speed: Tensor, density: Tensor, air: Tensor) -> Fields:
-        return Fields(speed, density, air.clamp(0, 1), self._loss.expand_as(speed))
+
+def _medium(speed: Tensor, density: Tensor, air: Tensor) -> Fields:
+    return Fields(speed, density, air.clamp(0, 1))
+
+
+def _gain(loss: Float[np.ndarray, " z"], spacing: float, simulator: Simulator) -> Float[np.ndarray, "tx time 1"]:
+    """What attenuation leaves of sound that arrives at each time; ``loss`` [dB] is that of each row of cells."""
+    scan = simulator.scan
+    times = scan.start_times[:, None] + np.arange(simulator.samples) / scan.sampling_frequency - scan.pulse_delay
+    down = np.clip(times, 0, None) * scan.sound_speed / 2 / spacing  # [cell]
+    total = np.concatenate([[0.0], np.cumsum(loss)])
+    below = np.clip(down - len(loss), 0, None) * loss[-1]
+    return 10 ** (-2 * (np.interp(down, np.arange(len(total)), total) + below) / 20)[..., None]

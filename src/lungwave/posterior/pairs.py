@@ -26,6 +26,8 @@ from lungwave.data.schema import CaseTable
 from lungwave.data.streamed import Column, StreamedCases, index_of, stream_cases
 from lungwave.models.precond import Scaling
 from lungwave.models.unet import Condition
+from lungwave.phantom.anatomy import draw
+from lungwave.phantom.resolved import first_depth, resolved, resolved_config
 from lungwave.posterior.conditioning import Conditioner, Read, Scales, scaled
 from lungwave.posterior.echoes import reader_of
 from lungwave.posterior.pleura import PleuraDetector, fit_detector
@@ -111,6 +113,15 @@ class Pairs:
         rows = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
         return Pairs(self.rf[rows], self.cases.take(rows), self.config)
 
+    def maps(self, rows: np.ndarray) -> Float[np.ndarray, "row c z x"]:
+        """What is learned of some cases, fractions 0-1."""
+        return np.asarray(self.cases.smooth[rows], np.float32)[:, None]
+
+    def tops(self, rows: np.ndarray) -> Float[np.ndarray, "row x"] | None:
+        """Depth [m] at which their maps begin; None where it has to be found in the echoes."""
+        del rows
+        return None
+
     @property
     def scan(self) -> Scan:
         """The acquisition."""
@@ -157,18 +168,60 @@ class StreamedPairs(Pairs):
         return found.hexdigest()
 
 
+@dataclass(frozen=True)
+class ResolvedPairs(Pairs):
+    """Echoes and resolved maps (``phantom.resolved``); the wall above is known. ``config.map`` is the solver's grid."""
+
+    drawn: Config  # that they were generated with
+    nodes: Float[np.ndarray, "case 2 row x"]  # half precision, fractions 0-1
+    top: Float[np.ndarray, "case x"]  # [m] upper edge of the maps' first row
+
+    @classmethod
+    def draw(cls, pairs: Pairs, quiet: bool = False) -> ResolvedPairs:
+        """The resolved maps of generated cases, which are drawn again."""
+        nodes, tops = [], []
+        with Progress(len(pairs), "draw", quiet=quiet) as progress:
+            for index in pairs.cases.index:
+                anatomy = draw(pairs.config, int(index))
+                nodes.append(resolved(anatomy, pairs.config).astype(np.float16))
+                tops.append(first_depth(anatomy, pairs.config))
+                progress.advance()
+        config = resolved_config(pairs.config)
+        return cls(pairs.rf, pairs.cases, config, pairs.config, np.stack(nodes), np.stack(tops))
+
+    def take(self, chosen: np.ndarray) -> ResolvedPairs:
+        """Some of the cases."""
+        kept = super().take(chosen)
+        return replace(self, rf=kept.rf, cases=kept.cases, nodes=self.nodes[chosen], top=self.top[chosen])
+
+    def maps(self, rows: np.ndarray) -> Float[np.ndarray, "row c z x"]:
+        """Resolved maps."""
+        return self.nodes[rows].astype(np.float32)
+
+    def tops(self, rows: np.ndarray) -> Float[np.ndarray, "row x"] | None:
+        """Where they begin."""
+        return self.top[rows]
+
+
 def fit_pleura(pairs: Pairs, snr_db: tuple[float, float], seed: int) -> PleuraDetector:
     """The pleura detector, on noisy frames of these cases."""
     reader = reader_of(pairs.config, pairs.scan)
     seen = []
     for rows in _some(len(pairs)):
-        seen.append((reader(noisy(pairs, rows, snr_db, seed, "pleura")), pairs.cases.pleura_depth[rows]))
+        top = pairs.tops(rows)
+        depth = pairs.cases.pleura_depth[rows] if top is None else top
+        seen.append((reader(noisy(pairs, rows, snr_db, seed, "pleura")), depth))
     return fit_detector(seen, reader.search)
 
 
 def fit_scales(pairs: Pairs, conditioner: Conditioner, snr_db: tuple[float, float], seed: int) -> Scales:
     """How large images and traces usually are."""
-    return Scales.of([conditioner.read(noisy(pairs, rows, snr_db, seed, "scales")) for rows in _some(len(pairs))])
+    return Scales.of(
+        [
+            conditioner.read(noisy(pairs, rows, snr_db, seed, "scales"), top=pairs.tops(rows))
+            for rows in _some(len(pairs))
+        ]
+    )
 
 
 def _some(count: int) -> list[np.ndarray]:
@@ -246,14 +299,19 @@ class PairSource:
 
     def images(self, rows: Int[np.ndarray, " n"], draws: Draws | None) -> tuple[Tensor, Condition | None]:
         """Maps ``rows`` and their conditions. Without ``draws``: noise alone, always the same for a case."""
-        maps = np.asarray(self.pairs.cases.smooth[rows], np.float32)
+        maps = self.pairs.maps(rows)
         if draws is None:
             return self._clean(maps), self._undisturbed(rows)
         frames = self.pairs.rf[rows].copy()
         shift, speed, known = np.zeros(len(rows)), np.zeros(len(rows), int), np.ones(len(rows), np.float32)
+        top = self.pairs.tops(rows)
         for k, generator in enumerate(draws.generators("echoes")):
-            frames[k], maps[k], shift[k], speed[k], known[k] = self._disturbed(frames[k], maps[k], generator)
-        condition = self._read(frames, shift, speed, self._unseen(rows))
+            frames[k], mirror, shift[k], speed[k], known[k] = self._disturbed(frames[k], generator)
+            if mirror:
+                maps[k] = maps[k, :, :, ::-1].copy()
+                if top is not None:
+                    top[k] = top[k, ::-1].copy()
+        condition = self._read(frames, shift, speed, self._unseen(rows), top)
         assert condition.image is not None and condition.vector is not None and condition.traces is not None
         keep = torch.from_numpy(known)
         return self._clean(maps), replace(
@@ -267,8 +325,9 @@ class PairSource:
         if len(new):
             frames = noisy(self.pairs, new, self.disturbance.snr_db, self.seed, "held out")
             cond = scaled(
-                self.conditioners[self.usual].read(frames, unseen=self._unseen(new)), self.scales, self.scaling
-            )
+                self.conditioners[self.usual].read(frames, unseen=self._unseen(new), top=self.pairs.tops(new)),
+                self.scales, self.scaling,
+            )  # fmt: skip
             found |= {int(row): cond.take(slice(k, k + 1)) for k, row in enumerate(new)}
             self._kept = dict(list(found.items())[:KEPT])
         parts = [found[int(row)] for row in rows]
@@ -276,16 +335,16 @@ class PairSource:
         return Condition(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
     def _clean(self, maps: np.ndarray) -> Tensor:
-        return self.scaling.to_network(torch.from_numpy(np.ascontiguousarray(maps))[:, None])
+        return self.scaling.to_network(torch.from_numpy(np.ascontiguousarray(maps)))
 
-    def _disturbed(
-        self, rf: np.ndarray, values: np.ndarray, generator: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray, float, int, float]:
-        """One pair with what may be wrong: frame, map, error of the pleura [m], number of the speed, 0 = withheld."""
+    def _disturbed(self, rf: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, bool, float, int, float]:
+        """A frame with what may be wrong, whether it is mirrored, error of the pleura [m], number of the speed, 0 =
+        withheld."""
         how = self.disturbance
         chance = generator.uniform(size=6)
-        if self.symmetric and chance[0] < 0.5:
-            rf, values = rf[::-1, :, ::-1], values[:, ::-1]
+        mirror = self.symmetric and bool(chance[0] < 0.5)
+        if mirror:
+            rf = rf[::-1, :, ::-1]
         rf = add_noise(
             np.ascontiguousarray(rf), self.pairs.scan, self.pairs.config.receive, generator,
             float(generator.uniform(*how.snr_db)),
@@ -298,18 +357,20 @@ class PairSource:
         far = chance[3] < how.far
         shift = float(generator.uniform(-how.reach, how.reach) if far else generator.normal(0, how.jitter))
         speed = int(generator.integers(len(how.speeds)))
-        return rf, values, shift, speed, float(chance[4] >= how.drop)
+        return rf, mirror, shift, speed, float(chance[4] >= how.drop)
 
     def _unseen(self, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"] | None:
         return None if self.unseen is None else self.unseen[rows]
 
-    def _read(self, frames: Frames, shift: np.ndarray, speed: np.ndarray, unseen: np.ndarray | None) -> Condition:
+    def _read(
+        self, frames: Frames, shift: np.ndarray, speed: np.ndarray, unseen: np.ndarray | None, top: np.ndarray | None
+    ) -> Condition:
         """The condition of every frame, each by the conditioner of its speed."""
         parts: list[tuple[np.ndarray, Read]] = []
         for number in np.unique(speed):
             mine = np.flatnonzero(speed == number)
-            heads = None if unseen is None else unseen[mine]
-            parts.append((mine, self.conditioners[number].read(frames[mine], shift[mine], heads)))
+            heads, begin = (None if part is None else part[mine] for part in (unseen, top))
+            parts.append((mine, self.conditioners[number].read(frames[mine], shift[mine], heads, begin)))
         return scaled(_together(parts), self.scales, self.scaling)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lungwave.acoustics.receive import echo_rms
 from lungwave.data.dataset import split
 from lungwave.models.checkpoint import WEIGHTS
 from lungwave.models.encoder import Conditional, TraceEncoder
@@ -23,8 +24,12 @@ from lungwave.models.unet import UNetConfig, describe
 from lungwave.models.wiener import Centred, Wiener, mode_variance
 from lungwave.posterior.amortized import Novelty, PosteriorModel, save_posterior
 from lungwave.posterior.conditioning import NUMBERS, Conditioner
-from lungwave.posterior.pairs import Disturbance, Pairs, PairSource, fit_pleura, fit_scales
+from lungwave.posterior.discrepancy import Discrepancy
+from lungwave.posterior.guided import Wall
+from lungwave.posterior.lung import LungForward
+from lungwave.posterior.pairs import Disturbance, Pairs, PairSource, ResolvedPairs, fit_pleura, fit_scales
 from lungwave.posterior.readout import BandReadout, CategoryReadout
+from lungwave.posterior.resolved import ResolvedModel, save_resolved
 from lungwave.posterior.ridge import RidgeModel
 from lungwave.posterior.ridge import load_model as load_ridge
 from lungwave.prior.build import (
@@ -47,6 +52,7 @@ from lungwave.types import RESEARCH_USE, UsageError
 
 LEAST_CASES = 60
 NOVELTY_CASES = 1000  # that the novelty is fitted on, at most
+DISCREPANCIES = 500  # cases behind what the forward model of guidance leaves out, at most
 RESIDUALS = 1500  # cases behind the spectrum of what an estimate leaves, at most
 PATHS = ("images", "traces")  # what the network may be told: delay-and-sum images, and channel data by themselves
 
@@ -78,7 +84,7 @@ class Ingredients:
     network: UNetConfig
     source: PairSource
     held_out: PairSource
-    exported: PosteriorModel  # around ``model``; its novelty is fitted when it is written
+    exported: PosteriorModel | ResolvedModel  # around ``model``; its novelty is fitted when it is written
     started: dict[str, Any]  # the weights that the network began with
 
 
@@ -97,16 +103,24 @@ def ingredients(pairs: Pairs, plan: Posterior) -> Ingredients:
     conditioner = Conditioner(kept.config, kept.scan, detector, center=center)
     scales = fit_scales(kept, conditioner, plan.disturbance.snr_db, seed)
     some = kept.sample
-    maps = np.asarray(kept.cases.smooth[some], np.float64)
+    maps = np.asarray(kept.maps(some), np.float64)
     scaling = Scaling(float(maps.mean()), float(maps.std()))
     source, other = (
         PairSource(part, scaling, scales, detector, plan.disturbance, seed, center) for part in (kept, held)
     )
     if center is None:
-        spectrum = mode_variance(scaling.to_network(torch.from_numpy(maps[:, None])))
+        spectrum = mode_variance(scaling.to_network(torch.from_numpy(maps)))
     else:
         spectrum = mode_variance(_left(source))
     network, model, started = _networks(plan, conditioner, spectrum)
+    exported: PosteriorModel | ResolvedModel
+    if isinstance(kept, ResolvedPairs):
+        exported = ResolvedModel(
+            model, scaling, scales, detector, fit_discrepancy(kept, scaling), kept.cases.smooth[some].std(0),
+            kept.drawn, {},
+        )  # fmt: skip
+        return Ingredients(model, network, source, other, exported, started)
+    maps = maps[:, 0]
     exported = PosteriorModel(
         model,
         scaling,
@@ -149,8 +163,11 @@ def _networks(
     prior, size = plan.prior, (conditioner.config.map.rows, conditioner.config.map.columns)
     images = len(conditioner.image_names) if "images" in plan.paths else 0
     traces = plan.trace_images if "traces" in plan.paths else 0
-    linear = 1 if plan.center is None else 2  # the linear guess, and the estimate that it starts from
-    told = replace(prior.network, image_channels=linear + images + traces, vector=len(NUMBERS))
+    maps = len(spectrum)  # channels
+    linear = maps if plan.center is None else 2 * maps  # the linear guess, and the estimate that it starts from
+    told = replace(
+        prior.network, in_channels=maps, out_channels=maps, image_channels=linear + images + traces, vector=len(NUMBERS)
+    )
     network = fitted(told, size, prior.attention)
     describe(network, size)  # refuses sizes that do not fit
     torch.manual_seed(int(stream(prior.train.seed, "weights").integers(2**63)))
@@ -238,22 +255,36 @@ def export(
     settings: dict[str, Any], parents: Sequence[Path] = (),
 ) -> None:  # fmt: skip
     """Write the model folder with the weights that ``made.model`` holds now."""
-    model = replace(
-        made.exported,
-        novelty=fit_novelty(made.source),
-        about={"trained": {**trained, "snr_db": list(plan.disturbance.snr_db)}},
-    )
-    z, x = model.size
+    about, (z, x) = {"trained": {**trained, "snr_db": list(plan.disturbance.snr_db)}}, made.exported.size
+    resolved = isinstance(made.exported, ResolvedModel)
+    what = "resolved maps (air and sound speed on the solver's grid)" if resolved else "aeration maps"
     card = (
-        f"# Posterior of {z} x {x} aeration maps given echoes\n\n"
-        f"A diffusion model of lung aeration maps (fraction of air, 0-1), told of {' and '.join(plan.paths)} of "
+        f"# Posterior of {z} x {x} {what} given echoes\n\n"
+        f"A diffusion model of lung maps (fractions, 0-1), told of {' and '.join(plan.paths)} of "
         f"{made.exported.scan.transmits} transmits of the acquisition in config.json. Simulated lungs only. "
         f"Use it with `lungwave reconstruct`.\n\nMade by\n\n```\n{command}\n```\n\n{RESEARCH_USE}\n"
     )
-    save_posterior(
-        folder, model, card=card, command=command, settings=settings, seed=plan.prior.train.seed, parents=parents,
-        dtype=plan.prior.storage,
-    )  # fmt: skip
+    same: dict[str, Any] = {
+        "card": card, "command": command, "settings": settings, "seed": plan.prior.train.seed, "parents": parents,
+        "dtype": plan.prior.storage,
+    }  # fmt: skip
+    if isinstance(made.exported, ResolvedModel):
+        save_resolved(folder, replace(made.exported, about=about), **same)
+    else:
+        save_posterior(folder, replace(made.exported, novelty=fit_novelty(made.source), about=about), **same)
+
+
+def fit_discrepancy(pairs: ResolvedPairs, scaling: Scaling) -> Discrepancy:
+    """What the forward model of guidance leaves out of some cases, over the RMS of their echoes."""
+    rows = np.unique(np.linspace(0, len(pairs) - 1, min(DISCREPANCIES, len(pairs))).round().astype(int))
+    found, loud = [], []
+    for row in rows:
+        wall = Wall.of_case(pairs.drawn, int(pairs.cases.index[row]))
+        forward = LungForward(pairs.config, wall.medium, wall.surface, scaling)
+        model = forward(scaling.to_network(torch.from_numpy(pairs.maps(row[None]))))[0].numpy()
+        found.append(pairs.rf[row] - model)
+        loud.append(echo_rms(pairs.rf[row], pairs.scan, pairs.config.receive.echo_start))
+    return Discrepancy.fit(np.stack(found), np.array(loud))
 
 
 def fit_novelty(source: PairSource) -> Novelty:

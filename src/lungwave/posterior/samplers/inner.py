@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -106,24 +106,26 @@ def rto(
         now = cost(w, residual)
         for _ in range(inner.newton):
             here = run.inside(x)
+            pulled = run.back(here, residual)
+            free = run.free(x, pulled)
             echo = None if sway is None else sway * run.whiten(run.forward(here))  # derivative along the gain's entry
 
-            def along(v: Tensor, here: Tensor = here, echo: Tensor | None = echo) -> Tensor:
-                found = run.along(here, spread(v[:, :size].reshape(mean.shape)))
+            def along(v: Tensor, here: Tensor = here, echo: Tensor | None = echo, free: Tensor | None = free) -> Tensor:
+                moved = spread(v[:, :size].reshape(mean.shape))
+                found = run.along(here, moved if free is None else free * moved)
                 return found if echo is None else found + v[:, size].view(-1, *[1] * (echo.ndim - 1)) * echo
 
-            def back(u: Tensor, here: Tensor = here, echo: Tensor | None = echo) -> Tensor:
-                found = spread(run.back(here, u)).flatten(1)
+            def toward(slope: Maps, u: Tensor, echo: Tensor | None = echo, free: Tensor | None = free) -> Tensor:
+                found = spread(slope if free is None else free * slope).flatten(1)
                 return found if echo is None else torch.cat([found, (echo * u).flatten(1).sum(1, keepdim=True)], 1)
 
-            step = conjugate_gradients(_plus(along, back), -(back(residual) + w - pull), inner.gradients)
+            def normal(v: Tensor, here: Tensor = here, along: Any = along, toward: Any = toward) -> Tensor:
+                change = along(v)
+                return v + toward(run.back(here, change), change)
+
+            step = conjugate_gradients(normal, -(toward(pulled, residual) + w - pull), inner.gradients)
             w, x, residual, now = _searched(w, step, (x, residual, now), at, cost)
         return x, residual + shake
-
-
-def _plus(along: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The normal equations' operator, identity and data."""
-    return lambda v: v + back(along(v))
 
 
 def times(factor: float) -> Callable[[Maps], Maps]:

@@ -134,6 +134,16 @@ class Run:
         low, high = self.forward.valid_range
         return x if math.isinf(low) and math.isinf(high) else x.clamp(low, high)
 
+    def free(self, x: Float[Tensor, "n c z x"], slope: Float[Tensor, "n c z x"]) -> Float[Tensor, "n c z x"] | None:
+        """1 where going down the slope of the misfit changes the forward model, 0 where it leaves the valid range.
+
+        Beyond the range the model stands still: a step that counts on its derivative there goes nowhere. None = all.
+        """
+        low, high = self.forward.valid_range
+        if math.isinf(low) and math.isinf(high):
+            return None
+        return 1 - (((x >= high) & (slope < 0)) | ((x <= low) & (slope > 0))).to(x.dtype)
+
     def whiten(self, recording: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
         """In standard deviations of the noise."""
         return self.problem.noise.whiten(recording) / _like(self.scale, recording)

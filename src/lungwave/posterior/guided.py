@@ -1,0 +1,148 @@
+"""A recording under a known chest wall in, samples of the resolved lung out, led by the wave equation.
+
+guided   from pure noise, on the prior of resolved lungs
+hybrid   from samples of the learned posterior, noised to about one standard deviation of the prior, then a few levels
+         on the prior; never on the learned posterior, which has heard the echoes already
+learned  these samples as they are
+
+The other samplers of ``samplers`` can stand in for ``guided``. Each sample has random streams of its own, so that any
+part of them, on any worker, is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lungwave.acoustics.receive import echo_rms
+from lungwave.config import Config
+from lungwave.phantom.anatomy import draw, rasterise
+from lungwave.phantom.medium import Medium
+from lungwave.phantom.resolved import first_rows
+from lungwave.posterior.likelihood import Noise
+from lungwave.posterior.lung import LungForward
+from lungwave.posterior.resolved import ResolvedModel
+from lungwave.posterior.samplers import SAMPLERS, Guided, Inner, Level, Problem, Unknown
+from lungwave.posterior.samplers.inner import SpectralGuess
+from lungwave.posterior.samplers.problem import Run
+from lungwave.repro import stream
+from lungwave.sample import Seeds
+from lungwave.types import UsageError
+
+GUIDED, HYBRID, LEARNED = "guided", "hybrid", "learned"
+INNER = Inner(newton=1, gradients=4)
+CALLS_A_LEVEL = 1 + INNER.newton * INNER.gradients  # gradients of the wave equation
+CALLS = {GUIDED: 200, HYBRID: 50, LEARNED: 0}  # for each sample, unless others are asked for
+WARM = 1.0  # network units of noise that a hybrid begins with
+COLDEST = 0.05  # last noise level
+
+
+@dataclass(frozen=True)
+class Wall:
+    """Everything above the lung."""
+
+    medium: Medium  # on the solver's grid; what it holds below the surface is ignored
+    surface: Float[np.ndarray, " x"]  # [m] of the lung, in every column
+
+    @classmethod
+    def of_case(cls, config: Config, index: int) -> Wall:
+        """That of a simulated case."""
+        grid, anatomy = config.grid, draw(config, index)
+        medium = rasterise(anatomy, grid.spacing, grid.depth, grid.width)
+        return cls(medium, anatomy.wall.surface(medium.x))
+
+    @cached_property
+    def top(self) -> Float[np.ndarray, " x"]:
+        """Upper edge [m] of the first row of the resolved map."""
+        return (first_rows(self.surface, self.medium.spacing) - 0.5) * self.medium.spacing
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One recording, what is known of it, and what it is held against."""
+
+    rf: Float[np.ndarray, "tx time el"]
+    wall: Wall
+    noise_std: float  # of the recording's white noise
+
+    def noise(self, model: ResolvedModel) -> Noise:
+        """Of the recording and of what the forward model leaves out."""
+        loud = echo_rms(self.rf, model.scan, model.config.receive.echo_start)
+        return model.discrepancy.noise(self.noise_std, loud)
+
+
+def noise_std(rf: Float[np.ndarray, "tx time el"], model: ResolvedModel) -> float:
+    """Standard deviation of the noise, measured while the receiver's switch is closed.
+
+    UsageError where that is silence, as in recordings that were cut or simulated without noise.
+    """
+    scan, receive = model.scan, model.config.receive
+    times = scan.start_times[:, None] + np.arange(rf.shape[1]) / scan.sampling_frequency
+    found = float(np.sqrt(np.square(rf, dtype=np.float64)[times < receive.dead_time].mean()))
+    if not found > 1e-6 * echo_rms(rf, scan, receive.echo_start):
+        raise UsageError("the recording holds no noise before the first echoes; say its size with --noise-db")
+    return found
+
+
+def lead(
+    model: ResolvedModel,
+    heard: Heard,
+    samples: range,
+    *,
+    method: str = HYBRID,
+    calls: int | None = None,
+    seed: int = 0,
+    name: int = 0,
+    unknown: Unknown | None = None,
+    callback: Callable[[Level], Any] | None = None,
+    **how: Any,
+) -> Guided:
+    """Samples number ``samples`` of the recording ``name``, with ``calls`` gradients of the wave equation for each.
+
+    ``how`` goes to the sampler. Raises UsageError for an unknown method, calls that make no level, or a recording that
+    is not finite; LungwaveError where all samples were lost.
+    """
+    rf = np.asarray(heard.rf, np.float32)
+    if not np.isfinite(rf).all():
+        raise UsageError("the RF holds values that are not finite; repair the recording, or leave the frame out")
+    spent = CALLS.get(method, CALLS[GUIDED]) if calls is None else calls
+    problem = Problem(
+        torch.from_numpy(rf).double().expand(len(samples), *rf.shape),
+        LungForward(model.config, heard.wall.medium, heard.wall.surface, model.scaling),
+        model.prior, heard.noise(model), model.shape, unknown,
+    )  # fmt: skip
+    seeds = Seeds(int(stream(seed, "guided", name).integers(2**31)), samples)
+    same: dict[str, Any] = {"callback": callback, **how}
+    if method in (GUIDED, HYBRID, "daps_rto"):
+        same = {"inner": INNER, "guess": SpectralGuess(model.inner), **same}
+        same = {"levels": levels_of(spent), "sigma_min": COLDEST, **same}
+    with torch.no_grad():
+        if method in (HYBRID, LEARNED):
+            start = model.draw(rf[None], heard.wall.top[None], len(samples), seed=seed, names=[name], first=samples[0])
+            if method == LEARNED:
+                return _as_drawn(problem, seeds, start[0])
+            return SAMPLERS["daps_rto"](problem, seeds, sigma_max=WARM, start=start[0], **same)
+        sampler = "daps_rto" if method == GUIDED else method
+        if sampler not in SAMPLERS:
+            known = ", ".join([GUIDED, HYBRID, LEARNED, *SAMPLERS])
+            raise UsageError(f"unknown method '{method}'; choose one of {known}")
+        return SAMPLERS[sampler](problem, seeds, **same)
+
+
+def levels_of(calls: int) -> int:
+    """Noise levels that so many calls pay for. UsageError for less than one."""
+    if calls < CALLS_A_LEVEL:
+        raise UsageError(f"{calls} calls make no level of {CALLS_A_LEVEL}; give --budget {CALLS_A_LEVEL} or more")
+    return calls // CALLS_A_LEVEL
+
+
+def _as_drawn(problem: Problem, seeds: Seeds, maps: Float[Tensor, "n c z x"]) -> Guided:
+    """Samples that were not led, with their misfit."""
+    return Run(problem, seeds).finish(maps.double())

@@ -1,0 +1,211 @@
+"""The posterior of resolved lungs learned from simulated pairs, and the prior that the wave equation guides: one network.
+
+Where it is told of the echoes it draws from p(resolved map | RF, wall); where it is told nothing, from p(resolved map).
+Guidance works on the second alone: on the first it would count the echoes twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors.torch import save
+from torch import Tensor
+
+from lungwave.acoustics.probe import Scan, sequence
+from lungwave.config import Config
+from lungwave.models.checkpoint import SPECTRUM, WEIGHTS, empty_network, fill, network_config, plain, stored, write_folder
+from lungwave.models.encoder import Conditional
+from lungwave.models.precond import Denoiser, Scaling
+from lungwave.models.unet import Condition
+from lungwave.models.wiener import Wiener
+from lungwave.phantom.resolved import CHANNELS, resolved_config, resolved_size
+from lungwave.posterior.conditioning import Conditioner, Scales
+from lungwave.posterior.discrepancy import Discrepancy
+from lungwave.posterior.folder import empty_encoder, opened, pack, read_reader, reader_facts, under
+from lungwave.posterior.pleura import PleuraDetector
+from lungwave.repro import manifest, stream
+from lungwave.sample import SCHEDULES, Callback, Levels, generate
+from lungwave.types import Frames, LungwaveError, UsageError
+
+FORMAT = 1
+KIND = "resolved posterior"
+CURE = "train one with 'lungwave train CASES --echoes --field resolved'"
+STEPS, SAMPLER = 12, "dpmpp_2m"  # of the default draw: as many calls of the network
+SCHEDULE, SIGMA_MIN, SIGMA_MAX = "exponential", 0.03, 30.0  # network units
+
+
+class Untold(Denoiser):
+    """A conditional denoiser that is never told of any echoes: the prior."""
+
+    def __init__(self, denoiser: Wiener, images: int, numbers: int) -> None:
+        """``images`` and ``numbers`` that it is told of where it is told."""
+        super().__init__()
+        self.denoiser, self.images, self.numbers = denoiser, images, numbers
+
+    def forward(
+        self, x: Float[Tensor, "n c z x"], sigma: Float[Tensor, " n"], cond: Condition | None = None
+    ) -> Float[Tensor, "n c z x"]:
+        """The clean map."""
+        del cond
+        silent = Condition(
+            image=x.new_zeros(len(x), self.images, *x.shape[2:]), vector=x.new_zeros(len(x), self.numbers)
+        )
+        return self.denoiser(x, sigma, silent)
+
+    def start(
+        self, noise: Float[Tensor, "n c z x"], sigma: float, cond: Condition | None = None
+    ) -> Float[Tensor, "n c z x"]:
+        """That of the denoiser."""
+        del cond
+        return self.denoiser.start(noise, sigma, None)
+
+    def error_scale(self, sigma: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """That of the denoiser."""
+        return self.denoiser.error_scale(sigma)
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """Everything between a recording under a known wall and samples of the resolved map."""
+
+    denoiser: Conditional
+    scaling: Scaling
+    scales: Scales
+    detector: PleuraDetector
+    discrepancy: Discrepancy  # what the forward model leaves out, in units of the echoes' RMS
+    prior_std: Float[np.ndarray, "z x"]  # of the macroscopic maps it was trained on
+    drawn: Config  # of the acquisition, the lungs and their macroscopic maps
+    about: Mapping[str, Any]  # how it was trained
+
+    @property
+    def config(self) -> Config:
+        """The same, with maps on the solver's grid."""
+        return resolved_config(self.drawn)
+
+    @property
+    def scan(self) -> Scan:
+        """The acquisition that the model was trained for."""
+        return sequence(self.config)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of the map."""
+        return resolved_size(self.drawn)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, rows and columns."""
+        return (CHANNELS, *self.size)
+
+    @property
+    def inner(self) -> Wiener:
+        """The denoiser around the network."""
+        assert isinstance(self.denoiser.denoiser, Wiener)
+        return self.denoiser.denoiser
+
+    @property
+    def prior(self) -> Untold:
+        """The network that is not told of any echoes."""
+        config = plain(self.inner).config
+        return Untold(self.inner, config.image_channels - CHANNELS, config.vector)
+
+    def condition(self, rf: Frames, top: Float[np.ndarray, "frame x"]) -> Condition:
+        """What the network is told of frames whose maps begin at ``top`` [m]."""
+        return self._conditioner(rf, self.scales, self.scaling, top=top)[0]
+
+    @cached_property
+    def _conditioner(self) -> Conditioner:
+        return Conditioner(self.config, self.scan, self.detector)
+
+    def draw(
+        self, rf: Frames, top: Float[np.ndarray, "frame x"], count: int, *, seed: int = 0,
+        names: Sequence[int] | None = None, sampler: str = SAMPLER, steps: int = STEPS, levels: Levels | None = None,
+        first: int = 0, callback: Callback | None = None,
+    ) -> Float[Tensor, "frame sample c z x"]:  # fmt: skip
+        """Resolved maps number ``first`` to ``first + count`` of each frame, in network units.
+
+        Sample k of frame ``names[i]`` is the same in every batch of frames and for every count. Raises UsageError for
+        frames that hold values that are not finite.
+        """
+        if count < 1:
+            raise UsageError(f"{count} posterior samples; draw at least one")
+        if not np.isfinite(rf).all():
+            raise UsageError("the RF holds values that are not finite; repair the recording, or leave the frame out")
+        given = SCHEDULES[SCHEDULE](steps, SIGMA_MIN, SIGMA_MAX) if levels is None else levels
+        with torch.no_grad():
+            known = self.denoiser.encode(self.condition(rf, top))
+            assert known is not None
+            drawn = []
+            for i in range(len(rf)):
+                key = int(stream(seed, "resolved", i if names is None else int(names[i])).integers(2**31))
+                one = known.take(torch.full((count,), i))
+                drawn.append(
+                    generate(
+                        self.inner, self.shape, count, seed=key, first=first, sampler=sampler, schedule=given,
+                        batch=count, cond=one, callback=callback,
+                    )
+                )  # fmt: skip
+        return torch.stack(drawn)
+
+
+def save_resolved(
+    folder: Path, model: ResolvedModel, *, card: str, command: str, settings: Mapping[str, Any], seed: int,
+    parents: Sequence[Path] = (), dtype: str = "float32",
+) -> None:  # fmt: skip
+    """Write a model folder: model.safetensors, config.json, README.md."""
+    net, encoder = plain(model.inner), model.denoiser.encoder
+    weights = stored({f"net.{k}": v for k, v in net.state_dict().items()}, dtype, str(folder))
+    weights |= stored({SPECTRUM: model.inner.spectrum}, "float32", str(folder))
+    weights |= pack({"scales": model.scales, "detector": model.detector, "prior_std": model.prior_std})
+    # the covariance would take as much room as the network, its pairs a tenth of it
+    weights["pairs"] = torch.from_numpy(np.asarray(model.discrepancy.differences, np.float16))
+    if encoder is not None:
+        weights |= stored({f"encoder.{k}": v for k, v in encoder.state_dict().items()}, dtype, str(folder))
+    about = {
+        "format": FORMAT,
+        "kind": KIND,
+        "network": asdict(net.config),
+        "encoder": None if encoder is None else asdict(encoder.config),
+        "images": model.denoiser.images,
+        **reader_facts(model.config, model.scaling, model.detector),
+        "map": asdict(model.drawn.map),
+        "shrinkage": model.discrepancy.shrinkage,
+        "storage": dtype,
+        "parameters": sum(p.numel() for p in model.denoiser.parameters()),
+        "command": command,
+        **dict(model.about),
+        **manifest(json.dumps(dict(settings), sort_keys=True), seed, parents),
+    }
+    write_folder(folder, save(weights), about, card)
+
+
+def load_resolved(folder: Path) -> ResolvedModel:
+    """Read a model folder; nothing in it is executed.
+
+    Raises UsageError for a folder that is missing, damaged, of another kind or newer format, or trained on echoes that
+    were read in another way.
+    """
+    with opened(folder, KIND, FORMAT, CURE) as (about, state):
+        config, scaling, scales, detector = read_reader(about, state, str(folder))
+        net = empty_network(network_config(about["network"]))
+        fill(net, under("net.", state), str(folder / WEIGHTS))
+        encoder = empty_encoder(about["encoder"], state.get("encoder.places"))
+        if encoder is not None:
+            fill(encoder, under("encoder.", state), str(folder / WEIGHTS))
+        conditional = Conditional(Wiener(net, state[SPECTRUM]), encoder, bool(about["images"]))
+        held = {key: about[key] for key in ("trained", "weights_sha256") if key in about}
+        if net.config.out_channels != CHANNELS:
+            raise LungwaveError(f"its maps have {net.config.out_channels} channels, resolved ones have {CHANNELS}")
+        shrinkage, pairs = float(about["shrinkage"]), state["pairs"].double().numpy()
+        return ResolvedModel(
+            conditional.eval(), scaling, scales, detector, Discrepancy.of(pairs, shrinkage),
+            state["prior_std"].double().numpy(), config.override({"map": about["map"]}), held,
+        )  # fmt: skip
