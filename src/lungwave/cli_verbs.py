@@ -334,13 +334,21 @@ class Reconstruct(Reading):
     """RF file, or a folder of them."""
     out: Path = Path("lungwave-reconstruction")
     """Folder of the results."""
+    method: Literal["amortized", "guided", "hybrid"] = "amortized"
+    """amortized: the learned posterior alone. guided: the wave equation leads a prior of resolved lungs. hybrid: it
+    leads samples of the learned posterior on. The last two need a simulated file, whose chest wall is known."""
+    budget: int | None = None
+    """With guided or hybrid: gradients of the wave equation for each sample; default 200 and 50."""
+    noise_db: float | None = None
+    """With guided or hybrid: signal-to-noise ratio of the recording [dB]; default measured before the first echo."""
     workers: int = 1
-    """Of a folder: processes, a file each."""
+    """Processes: of a folder a file each, with guided or hybrid some samples each."""
     scheduler: str | None = None
     """Of a folder: address of a Dask scheduler, or local."""
 
     def plan(self) -> dict[str, Any]:
         """What would be read."""
+        self._check_method()
         if not self.file.is_dir():
             return self.planned((self.file,), self.out)
         from lungwave import batch
@@ -351,6 +359,15 @@ class Reconstruct(Reading):
     def work(self) -> dict[str, Any]:
         """Reconstruct every frame."""
         check_workers(self.workers)
+        self._check_method()
+        if self._led:
+            from lungwave import led
+
+            return led.reconstruct_led(
+                (self.file,), self.out, self.model, method=self.method, calls=self.budget, noise_db=self.noise_db,
+                frames=self._checked(self.out), samples=self.samples, seed=self.seed, workers=self.workers,
+                quiet=self.quiet,
+            )  # fmt: skip
         if not self.file.is_dir():
             if self.scheduler is not None or self.workers > 1:
                 raise UsageError(f"{self.file} is one file; --workers and --scheduler are for a folder of them")
@@ -363,6 +380,34 @@ class Reconstruct(Reading):
             self.file, self.out, self.model, samples=self.samples, seed=self.seed, geometry=self.geometry,
             quiet=self.quiet, workers=self.workers, scheduler=self.scheduler,
         )  # fmt: skip
+
+    @property
+    def _led(self) -> bool:
+        """Whether the wave equation is asked, or a model of resolved lungs."""
+        if self.method != "amortized":
+            return True
+        if self.model is None:
+            return False
+        from lungwave.posterior.folder import kind_of
+        from lungwave.posterior.resolved import KIND
+        from lungwave.shipped import ECHOES, RESOLVED, model_folder
+
+        return kind_of(model_folder(self.model, ECHOES + RESOLVED)) == KIND
+
+    def _check_method(self) -> None:
+        for name in ("budget", "noise_db"):
+            if getattr(self, name) is not None and self.method == "amortized":
+                raise UsageError(f"--{name.replace('_', '-')} is for --method guided or hybrid")
+        if self.noise_db is not None and not 0 <= self.noise_db <= 200:
+            raise UsageError(f"--noise-db {self.noise_db:g} must lie between 0 and 200")
+        if not self._led:
+            return
+        if self.file.is_dir() or self.scheduler is not None or self.geometry is not None:
+            raise UsageError("--method guided and hybrid take one simulated file, without --scheduler and --geometry")
+        if self.budget is not None:
+            from lungwave.posterior.guided import levels_of
+
+            levels_of(self.budget)
 
 
 @dataclass(frozen=True, kw_only=True)

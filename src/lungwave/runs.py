@@ -67,7 +67,7 @@ def demo(out: Path, seed: int = DEMO_SEED, quiet: bool = False) -> dict[str, Any
     timing["beamform and reconstruct"] = time.perf_counter() - clock
     about = manifest(config.to_json(), seed, command=f"lungwave demo --seed {seed}", model=model.trained)
     clock = time.perf_counter()
-    written = _write(results, out, "Three lungs, from echoes to aeration", about, timing)
+    written = write_results(results, out, "Three lungs, from echoes to aeration", about, timing)
     write_overview(results, out / "overview.png")
     return {**written, "rf": str(out / "rf.h5"), "seconds": {**timing, "draw the report": time.perf_counter() - clock}}
 
@@ -104,7 +104,7 @@ def reconstruct_files(
         model=used.trained,
     )
     title = f"Reconstruction of {Path(paths[0]).name}" if len(paths) == 1 else f"Reconstruction of {len(paths)} files"
-    return _write(results, out, title, about, None)
+    return write_results(results, out, title, about)
 
 
 def reconstruct_one(
@@ -164,9 +164,10 @@ def reconstruct_frames(
     )
 
 
-def _write(
-    results: list[Reconstruction], out: Path, title: str, about: dict[str, Any], timing: dict[str, float] | None
+def write_results(
+    results: list[Reconstruction], out: Path, title: str, about: dict[str, Any], timing: dict[str, float] | None = None
 ) -> dict[str, Any]:
+    """Report, tables, maps and manifest of results in ``out``; where they are, and what they say of each frame."""
     report = write_report(results, out / "report.html", title=title, manifest=about, timing=timing)
     write_tables(results, out, manifest=about)
     write_posterior(results, out, manifest=about)

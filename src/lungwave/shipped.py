@@ -8,7 +8,8 @@ from lungwave.types import UsageError
 
 SHIPPED = Path(__file__).resolve().parent / "assets" / "models"
 MODEL = "model"  # folder of the finished model in that of its training
-PRIOR, ECHOES = ("prior-",), ("posterior-", "ridge-")  # how names of shipped models begin that draw maps, read echoes
+# How names of shipped models begin that draw maps, that read echoes, and that do so node by node.
+PRIOR, ECHOES, RESOLVED = ("prior-",), ("posterior-", "ridge-"), ("resolved-",)
 
 
 def model_folder(name: Path, kinds: tuple[str, ...]) -> Path:

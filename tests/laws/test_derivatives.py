@@ -235,3 +235,18 @@ def test_the_work_is_counted() -> None:
     assert simulator.cost.cell_updates == 4 * 240 * (32 + 40) * (40 + 40)
     simulator.vjp(medium, rf)
     assert (simulator.cost.forward, simulator.cost.adjoint) == (8, 4)
+
+
+def test_a_vjp_does_not_need_gradients_to_be_switched_on() -> None:
+    """Samplers run without them; a cut that is not tracked once left the gradient at zero, and guidance without any."""
+    simulator, medium = Simulator(SMALL, dtype=torch.float64), random_medium(SMALL, cases=2)
+    rf, gradient = simulator.vjp(medium, simulator.channels(medium))
+    with torch.no_grad():
+        same, silent = simulator.vjp(medium, rf)
+    assert torch.equal(same, rf) and float(silent.air.abs().max()) > 0
+    for one, other in zip(fields_of(gradient), fields_of(silent), strict=True):
+        assert torch.equal(one, other)
+
+
+def fields_of(medium: Fields) -> list[Tensor]:
+    return [f for f in (medium.sound_speed, medium.density, medium.air, medium.attenuation) if f is not None]

@@ -21,13 +21,17 @@ def covariance(seed: int = 0) -> np.ndarray:
     return np.outer(loud, loud) * np.exp(-0.5 * ((at[:, None] - at) / 3) ** 2) + 1e-3 * np.eye(SIZE)
 
 
+def known() -> Discrepancy:
+    return Discrepancy(covariance(), SHAPE, 0.0, np.empty((0, *SHAPE)))
+
+
 def drawn(count: int, seed: int) -> np.ndarray:
     root = np.linalg.cholesky(covariance())
     return (np.random.default_rng(seed).standard_normal((count, SIZE)) @ root.T).reshape(count, *SHAPE)
 
 
 def test_whitened_noise_is_white_and_whitening_is_its_own_adjoint() -> None:
-    noise = Discrepancy(covariance(), SHAPE, 0.0, np.empty((0, *SHAPE))).noise(0.2)
+    noise = known().noise(0.2)
     found = noise.whiten(torch.from_numpy(drawn(4000, 1)) + 0.2 * torch.randn(4000, *SHAPE, dtype=torch.float64))
     found = found.flatten(1)
     np.testing.assert_allclose(found.T @ found / len(found), np.eye(SIZE), atol=0.12)
@@ -36,7 +40,7 @@ def test_whitened_noise_is_white_and_whitening_is_its_own_adjoint() -> None:
 
 
 def test_drawing_undoes_whitening() -> None:
-    noise = Discrepancy(covariance(), SHAPE, 0.0, np.empty((0, *SHAPE))).noise(0.2)
+    noise = known().noise(0.2)
     normal = torch.randn(3, *SHAPE, dtype=torch.float64)
     np.testing.assert_allclose(noise.whiten(noise.draw(normal)), normal, atol=1e-9)
 
@@ -98,7 +102,10 @@ def test_a_posterior_that_knows_of_the_model_error_covers_and_one_that_does_not_
         (lambda: CorrelatedNoise.of(torch.eye(3), SHAPE), "covariance of \\(3, 3\\)"),
         (lambda: CorrelatedNoise.of(torch.eye(SIZE), SHAPE, 0.0), "temperature 0"),
         (lambda: CorrelatedNoise.of(-torch.eye(SIZE), SHAPE), "must be positive"),
-        (lambda: Discrepancy(covariance(), SHAPE, 0.0, np.empty((0, *SHAPE))).noise(1.0).whiten(torch.zeros(2, 5)), "noise of shape"),
+        (
+            lambda: known().noise(1.0).whiten(torch.zeros(2, 5)),
+            "noise of shape",
+        ),
     ],
 )
 def test_what_cannot_be_noise_is_refused(make, said: str) -> None:

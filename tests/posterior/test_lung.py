@@ -13,10 +13,24 @@ from lungwave.config import preset
 from lungwave.data.drawn import write_maps
 from lungwave.data.mapset import read_maps
 from lungwave.models.precond import Scaling
+from lungwave.models.wiener import Wiener
+from lungwave.phantom.aeration import truth, truth_spacing
 from lungwave.phantom.anatomy import draw, rasterise
-from lungwave.phantom.resolved import LEVELS, first_rows, flatten, resolved, resolved_size
-from lungwave.posterior.likelihood import check_forward
+from lungwave.phantom.resolved import (
+    AIR,
+    LEVELS,
+    air_value,
+    airspace,
+    first_depth,
+    first_rows,
+    flatten,
+    resolved,
+    resolved_size,
+)
+from lungwave.posterior.likelihood import GaussianNoise, check_forward
 from lungwave.posterior.lung import LungForward
+from lungwave.posterior.samplers.problem import Problem, Run
+from lungwave.sample import Seeds
 from lungwave.types import UsageError
 
 CONFIG = preset("micro").override({"seed": 5})
@@ -35,7 +49,7 @@ def lung(index: int) -> tuple[LungForward, torch.Tensor, torch.Tensor]:
         return forward, forward.scaling.to_network(torch.from_numpy(fractions)[None]), simulator.channels(medium)
 
 
-@pytest.mark.parametrize(("index", "most"), [(0, 0.06), (1, 0.1), (2, 0.2)])
+@pytest.mark.parametrize(("index", "most"), [(0, 0.07), (1, 0.08), (2, 0.18)])
 def test_a_resolved_map_sounds_like_the_lung_it_was_taken_from(index: int, most: float) -> None:
     """All that a map leaves out is worth a few percent of the echoes, most in a consolidation with its dense tissue."""
     forward, x, echoes = lung(index)
@@ -62,9 +76,41 @@ def test_derivatives_agree() -> None:
     forward, x, _ = lung(1)
     low, high = forward.valid_range
     x = x.expand(2, -1, -1, -1)
-    middle = ((x - low) / (high - low) * LEVELS).floor().clamp(0, LEVELS - 1) + 0.5
-    found = check_forward(forward, low + middle / LEVELS * (high - low))
+    air, tissue = low + (high - low) * torch.tensor((AIR + 0.5 * (1 - AIR) / (LEVELS - 1), 0.02))
+    found = check_forward(forward, torch.where(x > (low + high) / 2, air, tissue))
     assert found["adjoint"] < 1e-3 and found["slope"] < 0.02
+
+
+def test_a_direction_that_leaves_the_range_changes_nothing() -> None:
+    """The step of a sampler does not count on it: beyond the range the model stands still."""
+    forward, x, echoes = lung(1)
+    shape = (x.shape[1], x.shape[2], x.shape[3])
+    problem = Problem(echoes.double(), forward, Wiener(torch.nn.Identity(), torch.ones(shape)), GaussianNoise(1), shape)
+    run = Run(problem, Seeds(0, [0]))
+    low, high = forward.valid_range
+    beyond = torch.where(x > 0, high + 0.5, low - 0.5).double()
+    free = run.free(beyond, torch.where(x > 0, -1.0, 1.0).double())
+    assert free is not None and float(free.sum()) == 0
+    back = run.free(beyond, torch.where(x > 0, 1.0, -1.0).double())
+    assert back is not None and float(back.mean()) == 1
+    assert torch.allclose(forward(beyond), forward(run.inside(beyond)), rtol=0, atol=1e-5 * float(echoes.abs().max()))
+
+
+def test_values_say_tissue_and_levels_of_air() -> None:
+    values = air_value(np.arange(LEVELS + 1))
+    np.testing.assert_allclose(values, [0, 0.7, 0.76, 0.82, 0.88, 0.94, 1.0])
+    np.testing.assert_array_equal(airspace(values), [0, 0, 0, 0, 1, 1, 1])
+
+
+def test_the_map_begins_at_the_first_node_that_can_be_air() -> None:
+    """Percent aeration of the resolved map is that of the lung, which is measured on a finer raster."""
+    for index in range(6):
+        anatomy = draw(CONFIG, index)
+        top = first_depth(anatomy, CONFIG)
+        x = (np.arange(96) - 47.5) * CONFIG.grid.spacing
+        assert np.all(np.abs(top - anatomy.wall.surface(x)) <= 1.5 * CONFIG.grid.spacing)
+        air = airspace(resolved(anatomy, CONFIG)[0])[:60, 16:80].mean()
+        assert abs(air - truth(anatomy, CONFIG.map, truth_spacing(CONFIG)).whole) < 0.03
 
 
 def test_a_surface_that_is_not_in_the_grid_is_refused() -> None:

@@ -188,8 +188,8 @@ class Simulator:
         )
         for case in range(cases):
             for events in _chunks(range(self.scan.transmits), self.shots_per_call):
-                one = leaves.map(partial(torch.narrow, dim=0, start=case, length=1))
-                with torch.enable_grad():
+                with torch.enable_grad():  # the cut as well: untracked, it would leave the gradient at zero
+                    one = leaves.map(partial(torch.narrow, dim=0, start=case, length=1))
                     part = self._run(one, events, self.discretisation)
                 part.backward(cotangent[case : case + 1, events])
                 rf[case : case + 1, events] = part.detach()

@@ -14,6 +14,7 @@ import numpy as np
 
 from lungwave import repro
 from lungwave.acoustics.probe import Recording, Scan
+from lungwave.config import Config
 from lungwave.data import reading, schema, seal
 from lungwave.data.schema import CaseTable, Field, MapStack
 from lungwave.types import UsageError
@@ -331,6 +332,17 @@ def _common(file: h5py.File, path: str) -> float:
     if np.ptp(np.asarray(value, float)) > 0:
         raise UsageError(f"{file.filename}: '{path}' differs between events; write each to a file of its own")
     return float(np.asarray(value, float).reshape(-1)[0])
+
+
+def read_origin(path: str | Path) -> Config | None:
+    """The configuration that a file's cases were simulated with; None where it does not say."""
+    with reading.open_hdf5(path) as file:
+        text = reading.attribute(file, schema.ATTR_PROVENANCE)
+    try:
+        held = json.loads(text)["config"]
+    except (TypeError, ValueError, LookupError):
+        return None
+    return Config().override(held) if isinstance(held, dict) else None
 
 
 def read_cases(path: str | Path, frames: Rows = None) -> CaseTable | None:

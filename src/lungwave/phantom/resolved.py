@@ -1,10 +1,11 @@
 """Resolved maps: what the solver's grid holds below the pleura, node by node, so that waves can be sent through it.
 
-Channel 0 says what a node is: 0 = tissue, ``AIR`` to 1 = air, by the levels with which ``anatomy`` places the surface of
-air between nodes. The gap between is wide, so that a map that is almost right says clearly which is which; in it, the
-stiffness of the forward model falls evenly, so that every node has a slope. Channel 1 says how fast the tissue there carries sound, 0 = the slowest and 1 = the fastest that
-the configuration can draw. Maps are pleura-flattened: row 0 is the first node that can be air, column by column, so
-that nothing of the wall is in them, and the grid's nodes come back exactly.
+Channel 0 says what a node is: 0 = tissue, ``AIR`` to 1 = air, by the levels with which ``anatomy`` places the surface
+of air between nodes. The gap between is wide, so that a map that is almost right says clearly which is which; in it
+the stiffness of the forward model falls evenly, so that every node has a slope. Channel 1 says how fast the tissue
+there carries sound, 0 = the slowest and 1 = the fastest that the configuration can draw. Maps are pleura-flattened:
+row 0 is the first node that can be air, column by column, so that nothing of the wall is in them, and the grid's nodes
+come back exactly.
 """
 
 from __future__ import annotations
@@ -71,4 +72,4 @@ def air_value(level: Int[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
 
 def airspace(values: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     """1 where channel 0 says that a node lies inside an airspace, else 0; their mean is the percent aeration."""
-    return (values > air_value(np.array([INSIDE - 0.5]))[0]).astype(float)
+    return (values > air_value(np.array([INSIDE - 1, INSIDE])).mean()).astype(float)

@@ -1,9 +1,9 @@
 """A recording under a known chest wall in, samples of the resolved lung out, led by the wave equation.
 
-guided   from pure noise, on the prior of resolved lungs
-hybrid   from samples of the learned posterior, noised to about one standard deviation of the prior, then a few levels
-         on the prior; never on the learned posterior, which has heard the echoes already
-learned  these samples as they are
+guided     from pure noise, on the prior of resolved lungs
+hybrid     from samples of the learned posterior, noised to about one standard deviation of the prior, then a few levels
+           on the prior; never on the learned posterior, which has heard the echoes already
+amortized  these samples as they are
 
 The other samplers of ``samplers`` can stand in for ``guided``. Each sample has random streams of its own, so that any
 part of them, on any worker, is the same.
@@ -14,18 +14,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from lungwave.acoustics.receive import echo_rms
 from lungwave.config import Config
 from lungwave.phantom.anatomy import draw, rasterise
 from lungwave.phantom.medium import Medium
-from lungwave.phantom.resolved import first_rows
+from lungwave.phantom.resolved import airspace, first_rows
 from lungwave.posterior.likelihood import Noise
 from lungwave.posterior.lung import LungForward
 from lungwave.posterior.resolved import ResolvedModel
@@ -36,10 +38,10 @@ from lungwave.repro import stream
 from lungwave.sample import Seeds
 from lungwave.types import UsageError
 
-GUIDED, HYBRID, LEARNED = "guided", "hybrid", "learned"
+GUIDED, HYBRID, AMORTIZED = "guided", "hybrid", "amortized"
 INNER = Inner(newton=1, gradients=4)
 CALLS_A_LEVEL = 1 + INNER.newton * INNER.gradients  # gradients of the wave equation
-CALLS = {GUIDED: 200, HYBRID: 50, LEARNED: 0}  # for each sample, unless others are asked for
+CALLS = {GUIDED: 200, HYBRID: 50, AMORTIZED: 0}  # for each sample, unless others are asked for
 WARM = 1.0  # network units of noise that a hybrid begins with
 COLDEST = 0.05  # last noise level
 
@@ -124,16 +126,40 @@ def lead(
         same = {"inner": INNER, "guess": SpectralGuess(model.inner), **same}
         same = {"levels": levels_of(spent), "sigma_min": COLDEST, **same}
     with torch.no_grad():
-        if method in (HYBRID, LEARNED):
+        if method in (HYBRID, AMORTIZED):
             start = model.draw(rf[None], heard.wall.top[None], len(samples), seed=seed, names=[name], first=samples[0])
-            if method == LEARNED:
+            if method == AMORTIZED:
                 return _as_drawn(problem, seeds, start[0])
             return SAMPLERS["daps_rto"](problem, seeds, sigma_max=WARM, start=start[0], **same)
         sampler = "daps_rto" if method == GUIDED else method
         if sampler not in SAMPLERS:
-            known = ", ".join([GUIDED, HYBRID, LEARNED, *SAMPLERS])
+            known = ", ".join([GUIDED, HYBRID, AMORTIZED, *SAMPLERS])
             raise UsageError(f"unknown method '{method}'; choose one of {known}")
         return SAMPLERS[sampler](problem, seeds, **same)
+
+
+def macroscopic(
+    values: Float[np.ndarray, "n row x"], config: Config
+) -> tuple[Float[np.ndarray, "n z x"], Float[np.ndarray, "n out"]]:
+    """Channel 0 of resolved maps (fraction 0-1) as aeration maps, and percent aeration of every band, then of the
+    whole.
+
+    UsageError where the map's pixels are not whole cells of the solver's grid.
+    """
+    shape, cells = config.map, config.map.pixel / config.grid.spacing
+    if abs(cells - round(cells)) > 1e-6:
+        raise UsageError(f"a pixel of {shape.pixel:g} m is not whole cells of {config.grid.spacing:g} m; set map.pixel")
+    block = round(cells)
+    rows, columns = shape.rows * block, shape.columns * block
+    left = (values.shape[2] - columns) // 2
+    air = airspace(values)
+    smooth = gaussian_filter(air, (0, *[shape.sigma_smooth / config.grid.spacing] * 2), mode="nearest")
+    maps = smooth[:, :rows, left : left + columns].reshape(len(air), shape.rows, block, shape.columns, block)
+    depth = (np.arange(values.shape[1]) + 0.5) * config.grid.spacing
+    seen = air[:, :, left : left + columns].mean(2)
+    spans = (*pairwise(shape.bands), (shape.bands[0], shape.bands[-1]))
+    bands = [seen[:, (depth >= top) & (depth < bottom)].mean(1) for top, bottom in spans]
+    return maps.mean((2, 4)), np.stack(bands, 1)
 
 
 def levels_of(calls: int) -> int:

@@ -1,4 +1,4 @@
-"""The posterior of resolved lungs learned from simulated pairs, and the prior that the wave equation guides: one network.
+"""The posterior of resolved lungs learned from simulated pairs, and the prior that waves guide: one network.
 
 Where it is told of the echoes it draws from p(resolved map | RF, wall); where it is told nothing, from p(resolved map).
 Guidance works on the second alone: on the first it would count the echoes twice.
@@ -21,7 +21,16 @@ from torch import Tensor
 
 from lungwave.acoustics.probe import Scan, sequence
 from lungwave.config import Config
-from lungwave.models.checkpoint import SPECTRUM, WEIGHTS, empty_network, fill, network_config, plain, stored, write_folder
+from lungwave.models.checkpoint import (
+    SPECTRUM,
+    WEIGHTS,
+    empty_network,
+    fill,
+    network_config,
+    plain,
+    stored,
+    write_folder,
+)
 from lungwave.models.encoder import Conditional
 from lungwave.models.precond import Denoiser, Scaling
 from lungwave.models.unet import Condition
@@ -201,7 +210,7 @@ def load_resolved(folder: Path) -> ResolvedModel:
         if encoder is not None:
             fill(encoder, under("encoder.", state), str(folder / WEIGHTS))
         conditional = Conditional(Wiener(net, state[SPECTRUM]), encoder, bool(about["images"]))
-        held = {key: about[key] for key in ("trained", "weights_sha256") if key in about}
+        held: dict[str, Any] = {key: about[key] for key in ("trained", "weights_sha256") if key in about}
         if net.config.out_channels != CHANNELS:
             raise LungwaveError(f"its maps have {net.config.out_channels} channels, resolved ones have {CHANNELS}")
         shrinkage, pairs = float(about["shrinkage"]), state["pairs"].double().numpy()

@@ -21,6 +21,7 @@ from lungwave.models.fno import FNOConfig, FNORegressor
 from lungwave.models.regressor import MeanMap, Regressor, UNetRegressor, fit_width, parameters_of
 from lungwave.models.unet import UNet
 from lungwave.posterior.baselines import RegressorModel, calibrate, network_facts, readout_of, save_regressor
+from lungwave.posterior.amortized import PosteriorModel
 from lungwave.posterior.conditioning import NUMBERS, Conditioner
 from lungwave.posterior.pairs import Pairs, PairSource
 from lungwave.prior.build import Watch, account, best_average, budget, completed, held_out_loss, timed
@@ -152,6 +153,7 @@ def halves(held: PairSource, seed: int) -> tuple[PairSource, PairSource]:
 def regressor(made: Ingredients, plan: Posterior, kind: Kind, parameters: int | None = None) -> Regressor:
     """The network of a baseline with as many parameters as the posterior; the same seed gives the same weights."""
     wanted = parameters or parameters_of(made.model)
+    assert isinstance(made.exported, PosteriorModel)  # resolved maps have no baseline
     readout = readout_of(made.exported.bands, made.exported.scaling)
     conditioner = Conditioner(made.exported.config, made.exported.scan, made.exported.detector)
     if kind == "mean":

@@ -1,0 +1,244 @@
+"""Recordings under known chest walls reconstructed with the wave equation: samples on several workers, and the report.
+
+Samples are made a few at a time; each part is kept until the end, so that an interrupted command goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+from matplotlib.figure import Figure
+
+from lungwave.acoustics.bmode import bmode, display_grid
+from lungwave.acoustics.forward import Simulator
+from lungwave.acoustics.probe import Recording
+from lungwave.acoustics.receive import echo_rms
+from lungwave.data.arrays import numpy_arrays
+from lungwave.data.hdf5 import read_origin
+from lungwave.data.maps import save_npz
+from lungwave.models.checkpoint import WEIGHTS
+from lungwave.pool import open_pool
+from lungwave.posterior.guided import Heard, Wall, lead, macroscopic, noise_std
+from lungwave.posterior.reconstruct import LEVEL, PIXELS_PER_WAVELENGTH, out_of_range
+from lungwave.posterior.resolved import ResolvedModel, load_resolved
+from lungwave.posterior.summary import Reconstruction, summarise
+from lungwave.progress import Progress
+from lungwave.repro import atomic_path, manifest, sha256, write_json
+from lungwave.runs import read_frames, write_results
+from lungwave.shipped import RESOLVED, model_folder
+from lungwave.types import LungwaveError, UsageError
+
+DEFAULT = "resolved-micro"  # the shipped model
+PARTS = "parts"  # folder of what is not finished
+PART = 2  # samples a task
+MISFIT = 1.3  # chi2 beyond which a posterior does not explain its recording
+
+
+@dataclass(frozen=True)
+class Led:
+    """Samples of one recording and how they came about."""
+
+    values: Float[np.ndarray, "sample 2 row x"]  # fraction 0-1; NaN where a sample was lost
+    chi2: Float[np.ndarray, " sample"]
+    kept: Bool[np.ndarray, " sample"]
+    levels: Float[np.ndarray, "part level 3"]  # noise level, chi2, samples lost
+    calls: dict[str, int]  # of all samples together
+
+    def told(self) -> dict[str, Any]:
+        """In numbers, for manifests."""
+        good = self.chi2[self.kept]
+        return {
+            "chi2": round(float(np.median(good)), 3),
+            "chi2_range": [round(float(good.min()), 3), round(float(good.max()), 3)],
+            "lost": int((~self.kept).sum()),
+            "calls": self.calls,
+        }
+
+
+def reconstruct_led(
+    paths: Sequence[Path],
+    out: Path,
+    model: Path | None = None,
+    *,
+    method: str,
+    calls: int | None = None,
+    noise_db: float | None = None,
+    frames: range | None = None,
+    samples: int = 16,
+    seed: int = 0,
+    workers: int = 1,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Reconstruct frames of simulated RF files into ``out``: the report, resolved.npz, guidance.png and .json.
+
+    ``noise_db`` is the SNR of the recordings, measured in each where it is not given. Raises UsageError for files that
+    do not say what lies above the lung, or that were recorded in another way than the model's.
+    """
+    folder = model_folder(Path(DEFAULT) if model is None else model, RESOLVED).resolve()
+    used = load_resolved(folder)
+    asked = [(path, *_frames(path, frames, used)) for path in paths]
+    key = {"model": sha256(folder / WEIGHTS), "method": method, "calls": calls, "noise_db": noise_db, "seed": seed}
+    tasks = []
+    for path, recording, _, walls, names in asked:
+        held = {**key, "rf": sha256(path)}
+        for i, wall in enumerate(walls):
+            rf = np.asarray(recording.rf[i], np.float32)
+            heard = Heard(rf, wall, _noise(rf, used, noise_db))
+            digest = hashlib.sha256(json.dumps({**held, "frame": names[i]}, sort_keys=True).encode()).hexdigest()[:16]
+            for begin in range(0, samples, PART):
+                some = range(begin, min(begin + PART, samples))
+                part = out / PARTS / f"{digest}_{some.start:04d}-{some.stop - 1:04d}.npz"
+                tasks.append((part, (folder, heard, some, method, calls, seed)))
+    _work(tasks, samples * sum(len(walls) for *_, walls, _ in asked), workers, method, quiet)
+    parts = iter([part for part, _ in tasks])
+    results, led = [], []
+    for _, recording, truths, walls, names in asked:
+        for i, wall in enumerate(walls):
+            one = _joined([next(parts) for _ in range(0, samples, PART)])
+            led.append(one)
+            results.append(_result(used, recording, i, wall, one, truths[i], names[i], method))
+    about = manifest(
+        used.drawn.to_json(), used.drawn.seed, command=f"lungwave reconstruct --method {method}",
+        input={path.name: sha256(path) for path in paths}, model=dict(used.about.get("trained", {})), asked=key,
+    )  # fmt: skip
+    title = f"Reconstruction of {paths[0].name}" if len(paths) == 1 else f"Reconstruction of {len(paths)} files"
+    written = write_results(results, out, title, about)
+    save_npz(
+        out / "resolved.npz", values=np.stack([one.values for one in led]).astype(np.float16),
+        chi2=np.stack([one.chi2 for one in led]),
+    )  # fmt: skip
+    write_json(out / "guidance.json", {r.name: one.told() for r, one in zip(results, led, strict=True)})
+    _draw_levels(led, [r.name for r in results], out / "guidance.png")
+    shutil.rmtree(out / PARTS)
+    return {**written, "guidance": [one.told() for one in led]}
+
+
+def _frames(
+    path: Path, frames: range | None, model: ResolvedModel
+) -> tuple[Recording, list[Any], list[Wall], list[str]]:
+    """Recording, truths, walls and names of some frames."""
+    recording, cases, names = read_frames(path, frames)
+    origin = None if cases is None else read_origin(path)
+    if cases is None or origin is None:
+        raise UsageError(
+            f"{path} does not say what lies above the lung; guidance by the wave equation takes files that lungwave "
+            "generate or simulate wrote, others go without --method"
+        )
+    samples = recording.rf.shape[2]
+    reason = out_of_range(recording.scan, samples, model.scan, samples)
+    if reason is None and (origin.grid != model.drawn.grid or samples != Simulator(origin).samples):
+        reason = "the lungs were simulated on another grid"
+    if reason is not None:
+        raise UsageError(
+            f"{path}: {reason}; give --model one of this acquisition, from lungwave train --echoes --field resolved"
+        )
+    walls = [Wall.of_case(origin, int(index)) for index in cases.index]
+    return recording, [cases.truth(i) for i in range(len(names))], walls, names
+
+
+def _noise(rf: Float[np.ndarray, "tx time el"], model: ResolvedModel, noise_db: float | None) -> float:
+    if noise_db is None:
+        return noise_std(rf, model)
+    return echo_rms(rf, model.scan, model.drawn.receive.echo_start) * 10 ** (-noise_db / 20)
+
+
+@lru_cache(maxsize=1)
+def _model(folder: Path) -> ResolvedModel:
+    return load_resolved(folder)
+
+
+def _lead(folder: Path, heard: Heard, some: range, method: str, calls: int | None, seed: int) -> dict[str, np.ndarray]:
+    """Some samples, as arrays."""
+    model = _model(folder)
+    found = lead(model, heard, some, method=method, calls=calls, seed=seed)
+    return {
+        "values": model.scaling.to_data(found.maps).clamp(0, 1).numpy().astype(np.float32),
+        "chi2": found.chi2.numpy(),
+        "kept": found.kept.numpy(),
+        "levels": np.array([[level.sigma, level.chi2, level.lost] for level in found.levels]).reshape(-1, 3),
+        "calls": np.array(list(found.calls.values())),
+        "named": np.array(list(found.calls)),
+    }
+
+
+def _work(tasks: list[tuple[Path, tuple[Any, ...]]], total: int, workers: int, method: str, quiet: bool) -> None:
+    """Make the parts that are not there yet."""
+    left = [(part, arguments) for part, arguments in tasks if not part.exists()]
+    done = total - sum(len(arguments[2]) for _, arguments in left)
+    jobs = ((range(n, n + 1), arguments) for n, (_, arguments) in enumerate(left))
+    with (
+        Progress(total, method, done=done, quiet=quiet) as progress,
+        open_pool(min(workers, max(len(left), 1))) as pool,
+        closing(pool.run(_lead, jobs)) as finished,
+    ):
+        for number, arrays in finished:
+            part, arguments = left[number.start]
+            save_npz(part, **arrays)
+            progress.advance(len(arguments[2]))
+
+
+def _joined(parts: list[Path]) -> Led:
+    """The samples of one recording."""
+    held = [numpy_arrays(part, "keep") for part in parts]
+
+    def all_of(name: str) -> np.ndarray:
+        return np.concatenate([one[name] for one in held])
+
+    counted = np.sum([one["calls"] for one in held], axis=0).tolist()
+    calls = dict(zip((str(name) for name in held[0]["named"]), counted, strict=True))
+    return Led(all_of("values"), all_of("chi2"), all_of("kept"), np.stack([one["levels"] for one in held]), calls)
+
+
+def _result(
+    model: ResolvedModel, recording: Recording, i: int, wall: Wall, led: Led, truth: Any, name: str, method: str
+) -> Reconstruction:
+    """What the samples say of the aeration map."""
+    config = model.drawn
+    if led.kept.sum() < 2:
+        raise LungwaveError(f"{name}: {led.told()['lost']} of {len(led.kept)} samples were lost; two are needed")
+    maps, bands = macroscopic(led.values[led.kept, 0], config)
+    posterior = summarise(maps, bands, np.zeros((len(maps), 0)), model.prior_std, config.map, LEVEL)
+    told, flags = led.told(), []
+    if told["lost"]:
+        flags.append(f"{told['lost']} of {len(led.kept)} samples were lost: their waves were not finite.")
+    if told["chi2"] > MISFIT:
+        flags.append(
+            f"Chi2 is {told['chi2']:.3g}, not 1: these samples do not explain the echoes; do not trust their intervals."
+        )
+    grid = config.grid
+    columns = (np.arange(len(wall.surface)) - (len(wall.surface) - 1) / 2) * grid.spacing
+    fine = recording.scan.sound_speed / recording.scan.center_frequency / PIXELS_PER_WAVELENGTH
+    picture = bmode(recording, display_grid(recording.scan, recording.rf.shape[2], fine), frame=i)
+    return Reconstruction.of(
+        name, method, picture, posterior, pleura_depth=np.interp(posterior.x, columns, wall.surface),
+        valid=np.asarray(truth.valid, bool), truth=truth, flags=tuple(flags), manifest=told,
+    )  # fmt: skip
+
+
+def _draw_levels(led: Sequence[Led], names: Sequence[str], path: Path) -> None:
+    """Misfit over noise levels."""
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    ax = figure.add_subplot()
+    for n, (one, name) in enumerate(zip(led, names, strict=True)):
+        if one.levels.shape[1]:
+            for k, part in enumerate(one.levels):
+                ax.plot(part[:, 0], part[:, 1], color=f"C{n % 10}", lw=1, label=name if k == 0 else None)
+        ax.plot(np.full(len(one.chi2), 0.045), one.chi2, "o", color=f"C{n % 10}", ms=3)
+    ax.axhline(1, color="0.4", lw=1, ls="--")
+    ax.set(xscale="log", yscale="log", xlabel="noise level (standard deviations of the prior)", ylabel="chi2")
+    ax.invert_xaxis()
+    ax.set_title("Misfit on the way down, and of the samples (dots); 1 = explained", fontsize=10)
+    if any(one.levels.shape[1] for one in led):
+        ax.legend(fontsize=8, frameon=False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
