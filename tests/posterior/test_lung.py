@@ -81,6 +81,16 @@ def test_derivatives_agree() -> None:
     assert found["adjoint"] < 1e-3 and found["slope"] < 0.02
 
 
+def test_a_lost_case_does_not_touch_the_others() -> None:
+    forward, x, _ = lung(0)
+    both = torch.cat([x, torch.full_like(x, float("nan"))])
+    echoes = forward(both)
+    assert torch.equal(echoes[:1], forward(x)) and bool(echoes[1].isnan().all())
+    along, back = forward.jvp(both, torch.ones_like(both)), forward.vjp(both, torch.ones_like(echoes))
+    for found in (along, back):
+        assert bool(found[0].isfinite().all()) and bool(found[1].isnan().all())
+
+
 def test_a_direction_that_leaves_the_range_changes_nothing() -> None:
     """The step of a sampler does not count on it: beyond the range the model stands still."""
     forward, x, echoes = lung(1)

@@ -140,7 +140,7 @@ def lead(
 
 def macroscopic(
     values: Float[np.ndarray, "n row x"], config: Config
-) -> tuple[Float[np.ndarray, "n z x"], Float[np.ndarray, "n out"]]:
+) -> tuple[Float[np.ndarray, "n down across"], Float[np.ndarray, "n out"]]:
     """Channel 0 of resolved maps (fraction 0-1) as aeration maps, and percent aeration of every band, then of the
     whole.
 

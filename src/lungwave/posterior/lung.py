@@ -9,6 +9,8 @@ derivative along a direction is a difference quotient: one propagation more.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -33,6 +35,8 @@ ABSORBING = 12  # cells of the absorbing layer; eight less than the simulator's 
 
 class LungForward:
     """Network-unit maps (n, 2, row, x) -> noise-free RF (n, tx, time, el) under one chest wall.
+
+    Cases that are not finite come back as NaN, to be counted by the sampler; they do not touch the others.
 
     ``medium`` is the tissue on the solver's grid; what it holds below the surface is ignored. Every map of a batch lies
     under the same wall, so sample one recording at a time.
@@ -97,26 +101,39 @@ class LungForward:
 
     def __call__(self, x: Float[Tensor, "n 2 row x"]) -> Float[Tensor, "n tx time el"]:
         """The echoes."""
+        (whole,), lost = _finite(x)
         with torch.no_grad():
-            return (self._gain * self.simulator.channels(_medium(*self.fields(x)))).to(x.dtype)
+            return lost(self._gain * self.simulator.channels(_medium(*self.fields(whole))).to(x.dtype))
 
     def jvp(self, x: Float[Tensor, "n 2 row x"], v: Float[Tensor, "n 2 row x"]) -> Float[Tensor, "n tx time el"]:
         """Change of the echoes along ``v``: the difference over a step whose largest entry is ``STEP``."""
-        size = STEP / v.flatten(1).abs().amax(1).clamp(min=1e-30).view(-1, 1, 1, 1)
-        if self._base is None or not torch.equal(self._base[0], x):
-            self._base = (x.clone(), self(x))
-        fields, along = torch.autograd.functional.jvp(self.fields, x.detach(), v.to(x.dtype))
+        (at, along), lost = _finite(x, v)
+        size = STEP / along.flatten(1).abs().amax(1).clamp(min=1e-30).view(-1, 1, 1, 1)
+        if self._base is None or not torch.equal(self._base[0], at):
+            self._base = (at.clone(), self(at))
+        fields, slopes = torch.autograd.functional.jvp(self.fields, at.detach(), along.to(x.dtype))
         with torch.no_grad():
-            moved = _medium(*(f + size[:, :, 0].float() * a for f, a in zip(fields, along, strict=True)))
-            return ((self._gain * self.simulator.channels(moved)).to(x.dtype) - self._base[1]) / size
+            moved = _medium(*(f + size[:, :, 0].float() * a for f, a in zip(fields, slopes, strict=True)))
+            return lost(((self._gain * self.simulator.channels(moved)).to(x.dtype) - self._base[1]) / size)
 
     def vjp(self, x: Float[Tensor, "n 2 row x"], u: Float[Tensor, "n tx time el"]) -> Float[Tensor, "n 2 row x"]:
         """The adjoint of ``jvp``."""
-        at = x.detach().requires_grad_()
+        (at, seen), lost = _finite(x, u)
+        at = at.detach().requires_grad_()
         with torch.enable_grad():
             fields = self.fields(at)
-        gradient = self.simulator.vjp(_medium(*(field.detach() for field in fields)), self._gain * u.float())[1]
-        return torch.autograd.grad(fields, at, (gradient.sound_speed, gradient.density, gradient.air))[0]
+        gradient = self.simulator.vjp(_medium(*(field.detach() for field in fields)), self._gain * seen.float())[1]
+        return lost(torch.autograd.grad(fields, at, (gradient.sound_speed, gradient.density, gradient.air))[0])
+
+
+def _finite(*parts: Tensor) -> tuple[tuple[Tensor, ...], Callable[[Tensor], Tensor]]:
+    """The parts with zeros in cases that are not finite in all of them, and what makes such cases NaN in a result."""
+    good = torch.stack([part.flatten(1).isfinite().all(1) for part in parts]).all(0)
+
+    def kept(part: Tensor, otherwise: float) -> Tensor:
+        return torch.where(good.view(-1, *[1] * (part.ndim - 1)), part, torch.full_like(part, otherwise))
+
+    return tuple(kept(part, 0.0) for part in parts), lambda result: kept(result, math.nan)
 
 
 def _medium(speed: Tensor, density: Tensor, air: Tensor) -> Fields:

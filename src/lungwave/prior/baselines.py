@@ -20,8 +20,8 @@ from lungwave.models.encoder import STRIDE, TraceEncoder
 from lungwave.models.fno import FNOConfig, FNORegressor
 from lungwave.models.regressor import MeanMap, Regressor, UNetRegressor, fit_width, parameters_of
 from lungwave.models.unet import UNet
-from lungwave.posterior.baselines import RegressorModel, calibrate, network_facts, readout_of, save_regressor
 from lungwave.posterior.amortized import PosteriorModel
+from lungwave.posterior.baselines import RegressorModel, calibrate, network_facts, readout_of, save_regressor
 from lungwave.posterior.conditioning import NUMBERS, Conditioner
 from lungwave.posterior.pairs import Pairs, PairSource
 from lungwave.prior.build import Watch, account, best_average, budget, completed, held_out_loss, timed

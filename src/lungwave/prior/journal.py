@@ -88,6 +88,10 @@ class Journal(Listener):
         lines = [found for found in map(_parsed, text.splitlines()) if found]
         checked = any(whole for _, whole in lines)  # else of an older lungwave, which wrote no checksums
         self.records = [r for r, whole in lines if whole or not checked if r["images"] <= images]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not self.records:
+            self.path.unlink(missing_ok=True)
+            return
         with atomic_path(self.path) as temporary:
             temporary.write_text("".join(map(_line, self.records)), encoding="utf-8")
 
