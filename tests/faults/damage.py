@@ -182,6 +182,6 @@ def injected(one: Kind, damage: str, times: int, draw: np.random.Generator) -> I
             data = DAMAGES[damage](whole, draw)
             one.path.write_bytes(data)
             yield outcome(one), data
-            one.path.unlink()
+            one.path.unlink(missing_ok=True)
     finally:
         one.path.write_bytes(whole)
