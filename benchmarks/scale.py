@@ -12,7 +12,6 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 import re
 import socket
 import subprocess
@@ -24,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from lungwave.repro import atomic_path, versions, write_json
+from train import machine
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "results"
 ENGINES = {
@@ -83,11 +83,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--cases", type=int, default=48)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=640)
     options = parser.parse_args()
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
-    load = Path("/proc/loadavg").read_text().split()[0] if Path("/proc/loadavg").exists() else "?"
+    host = machine()
     rounds: list[dict[str, dict[str, object]]] = []
     rates: list[dict[int, float]] = []
     with tempfile.TemporaryDirectory() as name:
@@ -111,11 +111,8 @@ def main() -> None:
         "",
         f"Made by `python benchmarks/scale.py --preset {options.preset} --cases {options.cases} --rounds "
         f"{options.rounds} --images "
-        f"{options.images}`: {options.cases} cases in shards of 4; medians of rounds taken in turns. "
-        f"Load {load} at "
-        "the start from other work on this machine: two workers did not have two cores to themselves, so "
-        "take the bytes "
-        "for sure and the ratios for what they are.",
+        f"{options.images}`: {options.cases} cases in shards of 4; medians of rounds taken in turns, one thread a "
+        f"worker. {host['cpu']}, {host['cores']} cores, {host['system']}; load {host['load_at_start']} at the start.",
         "",
         "| engine | work, s | command with start, s | cases an hour | against serial |",
         "|---|---|---|---|---|",
@@ -134,10 +131,8 @@ def main() -> None:
         "",
         f"Training of a 64 x 64 prior under `torchrun`, one thread a rank: {one:.1f} images/s on one rank, {two:.1f} "
         f"on two, ratio **{ratio:.2f}**.",
-        "",
-        f"Machine: {platform.machine()}, {os.cpu_count()} cores, {platform.system()}.",
     ]
-    about = {"rounds": rounds, "training": rates, "rows": rows, "same_bytes": same, "ddp_ratio": ratio, "load": load}
+    about = {"rounds": rounds, "training": rates, "rows": rows, "same_bytes": same, "ddp_ratio": ratio, "machine": host}
     write_json(DOCS / "scale.json", {**about, "versions": versions()})
     with atomic_path(DOCS / "scale.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")

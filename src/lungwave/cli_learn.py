@@ -66,6 +66,8 @@ class Train(Planned):
     """With --echoes: tell the network of delay-and-sum images, of channel data, or of both."""
     center: Path | None = None
     """With --echoes: work around the map of this ridge model, or of a shipped one; no condition is withheld then."""
+    refine: Path | None = None
+    """With --field resolved: go on from this model, told of its guesses and of what the wave equation says of them."""
     method: Literal["diffusion", "unet", "fno", "mean"] = "diffusion"
     """With --echoes: the posterior, or a baseline of the same data, size and budget that gives one answer."""
     classes: bool = False
@@ -153,10 +155,11 @@ class Train(Planned):
         """Network, cost and time, from a few steps."""
         if self.echoes:
             pairs, posterior = self._pairs, self._posterior
-            from lungwave.prior import baselines, conditional
+            from lungwave.prior import baselines, conditional, resolved
 
             if self.method == "diffusion":
-                return conditional.plan_posterior(pairs, posterior, self.out, self.device)
+                make = resolved.ingredients if self.field == "resolved" else conditional.ingredients
+                return conditional.plan_posterior(pairs, posterior, self.out, self.device, make)
             return baselines.plan_regressor(pairs, posterior, self.method, self.out, self.device)
         prior, maps = self._prior, self._maps
         from lungwave.prior import build
@@ -165,7 +168,7 @@ class Train(Planned):
 
     def work(self) -> dict[str, Any]:
         """Train, or go on."""
-        from lungwave.prior import baselines, build, conditional
+        from lungwave.prior import baselines, build, conditional, resolved
 
         watch = build.Watch(
             log_images=self.log_images,
@@ -178,8 +181,9 @@ class Train(Planned):
         if self.echoes:
             pairs, posterior, made_from = self._pairs, self._posterior, (self.data / "config.json",)
             if self.method == "diffusion":
+                make = resolved.ingredients if self.field == "resolved" else conditional.ingredients
                 return conditional.train_posterior(
-                    pairs, posterior, self.out, self._command, watch, self.device, made_from
+                    pairs, posterior, self.out, self._command, watch, self.device, made_from, make
                 )
             return baselines.train_regressor(
                 pairs, posterior, self.method, self.out, self._command,
@@ -219,7 +223,8 @@ class Train(Planned):
         output_folder(self.out)
         if self.classes:
             raise UsageError("--classes and --echoes exclude each other: categories are read off the posterior's maps")
-        from lungwave.posterior.pairs import Pairs, ResolvedPairs
+        from lungwave.posterior.pairs import Pairs
+        from lungwave.posterior.resolved_pairs import ResolvedPairs
 
         if self.field != "resolved":
             return Pairs.stream(self.data, self.quiet) if self.stream else Pairs.read(self.data, self.quiet)
@@ -231,11 +236,20 @@ class Train(Planned):
     def _posterior(self) -> Any:
         from lungwave.posterior.pairs import Disturbance
         from lungwave.prior.conditional import Posterior
-        from lungwave.shipped import ECHOES, model_folder
+        from lungwave.shipped import ECHOES, RESOLVED, model_folder
 
         if self.field == "resolved":  # under a known wall; the same network is the prior that guidance works on
             known = Disturbance((20.0, 40.0), jitter=0.0, far=0.0, speeds=(1.0,), drop=0.3)
-            return Posterior(self._prior, known, paths=self.paths)
+            refine = None if self.refine is None else model_folder(self.refine, RESOLVED)
+            return Posterior(
+                self._prior,
+                known,
+                paths=self.paths,
+                refine=refine,
+                guesses=self.out / "guesses.npz" if refine else None,
+            )
+        if self.refine is not None:
+            raise UsageError("--refine is for --echoes --field resolved")
         if self.center is None:
             return Posterior(self._prior, paths=self.paths)
         center = model_folder(self.center, ECHOES)

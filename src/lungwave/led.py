@@ -27,6 +27,9 @@ from lungwave.data.arrays import numpy_arrays
 from lungwave.data.hdf5 import read_origin
 from lungwave.data.maps import save_npz
 from lungwave.models.checkpoint import WEIGHTS
+from lungwave.phantom.aeration import Truth, truth, truth_spacing
+from lungwave.phantom.anatomy import draw
+from lungwave.phantom.resolved import shown_config
 from lungwave.pool import open_pool
 from lungwave.posterior.guided import Heard, Wall, lead, macroscopic, noise_std
 from lungwave.posterior.reconstruct import LEVEL, PIXELS_PER_WAVELENGTH, out_of_range
@@ -125,7 +128,7 @@ def reconstruct_led(
 
 def _frames(
     path: Path, frames: range | None, model: ResolvedModel
-) -> tuple[Recording, list[Any], list[Wall], list[str]]:
+) -> tuple[Recording, list[Truth], list[Wall], list[str]]:
     """Recording, truths, walls and names of some frames."""
     recording, cases, names = read_frames(path, frames)
     origin = None if cases is None else read_origin(path)
@@ -142,8 +145,10 @@ def _frames(
         raise UsageError(
             f"{path}: {reason}; give --model one of this acquisition, from lungwave train --echoes --field resolved"
         )
-    walls = [Wall.of_case(origin, int(index)) for index in cases.index]
-    return recording, [cases.truth(i) for i in range(len(names))], walls, names
+    shown = shown_config(origin)
+    lungs = [draw(origin, int(index)) for index in cases.index]
+    truths = [truth(lung, shown.map, truth_spacing(shown)) for lung in lungs]
+    return recording, truths, [Wall.of(lung, origin) for lung in lungs], names
 
 
 def _noise(rf: Float[np.ndarray, "tx time el"], model: ResolvedModel, noise_db: float | None) -> float:
@@ -200,10 +205,10 @@ def _joined(parts: list[Path]) -> Led:
 
 
 def _result(
-    model: ResolvedModel, recording: Recording, i: int, wall: Wall, led: Led, truth: Any, name: str, method: str
+    model: ResolvedModel, recording: Recording, i: int, wall: Wall, led: Led, known: Truth, name: str, method: str
 ) -> Reconstruction:
     """What the samples say of the aeration map."""
-    config = model.drawn
+    config = shown_config(model.drawn)
     if led.kept.sum() < 2:
         raise LungwaveError(f"{name}: {led.told()['lost']} of {len(led.kept)} samples were lost; two are needed")
     maps, bands = macroscopic(led.values[led.kept, 0], config)
@@ -221,7 +226,7 @@ def _result(
     picture = bmode(recording, display_grid(recording.scan, recording.rf.shape[2], fine), frame=i)
     return Reconstruction.of(
         name, method, picture, posterior, pleura_depth=np.interp(posterior.x, columns, wall.surface),
-        valid=np.asarray(truth.valid, bool), truth=truth, flags=tuple(flags), manifest=told,
+        valid=np.asarray(known.valid, bool), truth=known, flags=tuple(flags), manifest=told,
     )  # fmt: skip
 
 

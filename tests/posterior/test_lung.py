@@ -26,6 +26,7 @@ from lungwave.phantom.resolved import (
     flatten,
     resolved,
     resolved_size,
+    shown_config,
 )
 from lungwave.posterior.likelihood import GaussianNoise, check_forward
 from lungwave.posterior.lung import LungForward
@@ -46,10 +47,11 @@ def lung(index: int) -> tuple[LungForward, torch.Tensor, torch.Tensor]:
     forward = LungForward(CONFIG, medium, surface, Scaling(0.5, 0.3))
     fractions = resolved(anatomy, CONFIG)
     with torch.no_grad():
-        return forward, forward.scaling.to_network(torch.from_numpy(fractions)[None]), simulator.channels(medium)
+        echoes = simulator.channels(medium)[:, :, : forward.samples]
+        return forward, forward.scaling.to_network(torch.from_numpy(fractions)[None]), echoes
 
 
-@pytest.mark.parametrize(("index", "most"), [(0, 0.07), (1, 0.08), (2, 0.18)])
+@pytest.mark.parametrize(("index", "most"), [(0, 0.07), (1, 0.1), (2, 0.22)])
 def test_a_resolved_map_sounds_like_the_lung_it_was_taken_from(index: int, most: float) -> None:
     """All that a map leaves out is worth a few percent of the echoes, most in a consolidation with its dense tissue."""
     forward, x, echoes = lung(index)
@@ -67,8 +69,9 @@ def test_maps_go_on_the_grid_and_back_exactly() -> None:
     surface = draw(CONFIG, 1).wall.surface((np.arange(96) - 47.5) * CONFIG.grid.spacing)
     first = first_rows(surface, CONFIG.grid.spacing)
     placed = forward.place(fractions)[0, 0].numpy()
-    deep = 112 - int(first.max())
-    np.testing.assert_array_equal(flatten(placed, first, ROWS)[:deep], fractions[0, 0, :deep])
+    deep = min(len(placed) - int(first.max()), 2 * ROWS)
+    both = np.concatenate([fractions[0, 0], fractions[0, 0].flip(0)])  # below the map its mirror image
+    np.testing.assert_array_equal(flatten(placed, first, 2 * ROWS)[:deep], both[:deep])
 
 
 def test_derivatives_agree() -> None:
@@ -119,8 +122,9 @@ def test_the_map_begins_at_the_first_node_that_can_be_air() -> None:
         top = first_depth(anatomy, CONFIG)
         x = (np.arange(96) - 47.5) * CONFIG.grid.spacing
         assert np.all(np.abs(top - anatomy.wall.surface(x)) <= 1.5 * CONFIG.grid.spacing)
-        air = airspace(resolved(anatomy, CONFIG)[0])[:60, 16:80].mean()
-        assert abs(air - truth(anatomy, CONFIG.map, truth_spacing(CONFIG)).whole) < 0.03
+        air = airspace(resolved(anatomy, CONFIG)[0])[:20, 16:80].mean()
+        shown = shown_config(CONFIG)
+        assert abs(air - truth(anatomy, shown.map, truth_spacing(shown)).whole) < 0.04
 
 
 def test_a_surface_that_is_not_in_the_grid_is_refused() -> None:
@@ -135,7 +139,7 @@ def test_resolved_maps_are_training_data(tmp_path: Path) -> None:
     """Two channels of fractions, the size that the forward model takes; images cannot hold them."""
     write_maps(CONFIG, range(3), tmp_path / "nodes.npz", "nodes", quiet=True)
     maps = read_maps(tmp_path / "nodes.npz")
-    assert (maps.channels, *maps.size) == (2, *resolved_size(CONFIG)) == (2, 80, 96)
+    assert (maps.channels, *maps.size) == (2, *resolved_size(CONFIG)) == (2, 24, 96)
     np.testing.assert_array_equal(maps.fraction()[1], resolved(draw(CONFIG, 1), CONFIG).astype(np.float32))
     with pytest.raises(UsageError, match="2 channels, which no image holds"):
         write_maps(CONFIG, range(3), tmp_path / "nodes", "nodes", quiet=True)

@@ -20,15 +20,17 @@ from lungwave.data.generate import generate
 from lungwave.data.hdf5 import read_origin, write_recording
 from lungwave.models.unet import UNetConfig
 from lungwave.phantom.anatomy import draw
-from lungwave.phantom.resolved import airspace, resolved
+from lungwave.phantom.resolved import airspace, resolved, shown_config
 from lungwave.posterior.guided import AMORTIZED, GUIDED, HYBRID, Heard, Wall, lead, levels_of, macroscopic, noise_std
 from lungwave.posterior.lung import LungForward
-from lungwave.posterior.pairs import Disturbance, Pairs, ResolvedPairs, noisy
+from lungwave.posterior.pairs import Disturbance, Pairs, noisy
 from lungwave.posterior.resolved import ResolvedModel, load_resolved
+from lungwave.posterior.resolved_pairs import ResolvedPairs
 from lungwave.posterior.samplers import Inner
 from lungwave.posterior.samplers.problem import Level
 from lungwave.prior.build import Prior
-from lungwave.prior.conditional import Posterior, export, ingredients
+from lungwave.prior.conditional import Posterior, export
+from lungwave.prior.resolved import ingredients
 from lungwave.training.loop import TrainConfig
 from lungwave.training.source import Draws
 from lungwave.types import LungwaveError, UsageError
@@ -65,14 +67,14 @@ def heard(pairs: ResolvedPairs) -> Heard:
     """Case 1 at 30 dB."""
     rf = noisy(pairs, np.array([1]), (30, 30), 0, "test")[0]
     std = echo_rms(pairs.rf[1], pairs.scan, pairs.config.receive.echo_start) * 10**-1.5
-    return Heard(rf, Wall.of_case(pairs.drawn, int(pairs.cases.index[1])), std)
+    return Heard(rf, Wall.of(draw(pairs.drawn, int(pairs.cases.index[1])), pairs.drawn), std)
 
 
 def test_pairs_hold_the_map_below_the_wall(pairs: ResolvedPairs) -> None:
     """Nodes and where they begin; a part of the pairs is that part; mirrored together with their echoes."""
     index = int(pairs.cases.index[3])
     np.testing.assert_allclose(pairs.maps(np.array([3]))[0], resolved(draw(pairs.drawn, index), pairs.drawn), atol=1e-3)
-    np.testing.assert_allclose(pairs.tops(np.array([3]))[0], Wall.of_case(pairs.drawn, index).top)
+    np.testing.assert_allclose(pairs.tops(np.array([3]))[0], Wall.of(draw(pairs.drawn, index), pairs.drawn).top)
     part = pairs.take(np.array([5, 3]))
     np.testing.assert_array_equal(part.maps(np.array([1])), pairs.maps(np.array([3])))
     np.testing.assert_array_equal(part.tops(np.array([0])), pairs.tops(np.array([5])))
@@ -100,7 +102,7 @@ def test_a_stored_model_draws_the_same(model: ResolvedModel, folder: Path, heard
     drawn = model.draw(rf, top, 3, steps=3)
     assert torch.equal(again.draw(rf, top, 3, steps=3), drawn)
     assert torch.allclose(model.draw(rf, top, 2, steps=3, first=1)[0], drawn[0, 1:], atol=1e-4)
-    assert again.drawn == model.drawn and again.size == (80, 96)
+    assert again.drawn == model.drawn and again.size == (24, 96)
     np.testing.assert_allclose(again.discrepancy.covariance, model.discrepancy.covariance)
     with pytest.raises(UsageError, match="not finite"):
         model.draw(np.full_like(rf, np.nan), top, 2)
@@ -119,7 +121,7 @@ def test_the_prior_has_heard_nothing(model: ResolvedModel, heard: Heard) -> None
 def test_the_truth_explains_its_echoes(model: ResolvedModel, pairs: ResolvedPairs, heard: Heard) -> None:
     """Within noise and what the forward model leaves out; lungs without air do not."""
     forward = LungForward(model.config, heard.wall.medium, heard.wall.surface, model.scaling)
-    noise, y = heard.noise(model), torch.from_numpy(heard.rf)[None].double()
+    noise, y = heard.noise(model), torch.from_numpy(heard.rf[:, : forward.samples])[None].double()
     truth = model.scaling.to_network(torch.from_numpy(pairs.maps(np.array([1])))).double()
     low = torch.full_like(truth, forward.valid_range[0])
     assert float(noise.chi2(forward(truth) - y)) < 2
@@ -139,7 +141,7 @@ def test_guidance_explains_the_echoes_better(model: ResolvedModel, heard: Heard)
     alone = lead(model, heard, range(1, 2), method=HYBRID, calls=10)
     assert torch.allclose(alone.maps[0], found.maps[1], atol=1e-3)
     cold = lead(model, heard, range(1), method=GUIDED, calls=5)
-    assert cold.calls["vjp"] == 5 and cold.maps.shape == (1, 2, 80, 96)
+    assert cold.calls["vjp"] == 5 and cold.maps.shape == (1, 2, 24, 96)
     assert lead(model, heard, range(1), method="red_diff", levels=2).calls["vjp"] == 2
 
 
@@ -159,20 +161,26 @@ def test_what_cannot_be_asked(model: ResolvedModel, heard: Heard, how: dict[str,
 
 def test_a_lung_whose_waves_are_lost_is_counted(model: ResolvedModel, heard: Heard, monkeypatch: Any) -> None:
     """A forward model that returns NaN: a clear end where all are lost."""
-    monkeypatch.setattr(LungForward, "__call__", lambda self, x: x.new_full((len(x), *heard.rf.shape), float("nan")))
+    monkeypatch.setattr(
+        LungForward, "__call__", lambda self, x: x.new_full((len(x), 1, self.samples, 16), float("nan"))
+    )
     with pytest.raises(LungwaveError, match="all 1 cases were lost"):
         lead(model, heard, range(1), calls=5, inner=Inner(1, 1))
 
 
 def test_macroscopic_maps_are_those_of_the_truth(pairs: ResolvedPairs) -> None:
-    """Percent aeration of all bands and the smooth map, against what the simulator measured on a finer raster."""
-    maps, bands = macroscopic(pairs.maps(np.arange(20))[:, 0], pairs.drawn)
-    assert np.abs(bands - pairs.aeration[:20]).mean() < 0.03
-    assert np.abs(maps - pairs.cases.smooth[:20]).mean() < 0.05
-    fine = preset("micro").override({"map.pixel": 2e-4, "map.rows": 32, "map.columns": 32})
-    assert macroscopic(pairs.maps(np.arange(1))[:, 0], fine)[0].shape == (1, 32, 32)
+    """Percent aeration of the upper bands and the smooth map, against what the simulator measured on a finer raster."""
+    shown = shown_config(pairs.drawn)
+    maps, bands = macroscopic(pairs.maps(np.arange(20))[:, 0], shown)
+    assert shown.map.bands == (0, 0.5e-3, 1e-3, 2e-3) and maps.shape == (20, 24, 64)
+    assert np.abs(bands[:, :3] - pairs.aeration[:20, :3]).mean() < 0.04
+    assert np.abs(maps[:, :16] - pairs.cases.smooth[:20, :16]).mean() < 0.05
+    fine = shown_config(preset("micro").override({"map.pixel": 2e-4, "map.rows": 32, "map.columns": 32}))
+    assert macroscopic(pairs.maps(np.arange(1))[:, 0], fine)[0].shape == (1, 12, 32)
     with pytest.raises(UsageError, match="not whole cells"):
-        macroscopic(pairs.maps(np.arange(1))[:, 0], preset("micro").override({"map.pixel": 1.5e-4}))
+        shown_config(preset("micro").override({"map.pixel": 1.5e-4}))
+    with pytest.raises(UsageError, match="deepen it"):
+        shown_config(preset("micro").override({"grid.depth": 6e-3}))
     assert levels_of(25) == 5 and set(np.unique(airspace(pairs.maps(np.arange(1))))) == {0, 1}
 
 
@@ -215,7 +223,7 @@ def test_reconstruct_by_command_and_after_an_interrupt(
     assert again["guidance"] == found["guidance"] and found["guidance"][0]["calls"]["vjp"] == 20
     with np.load(tmp_path / "out" / "resolved.npz") as one, np.load(tmp_path / "whole" / "resolved.npz") as other:
         np.testing.assert_array_equal(one["values"], other["values"])
-        assert one["values"].shape == (1, 4, 2, 80, 96)
+        assert one["values"].shape == (1, 4, 2, 24, 96)
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "do not explain the echoes" in text and not (tmp_path / "out" / "parts").exists()
     assert (tmp_path / "out" / "guidance.png").stat().st_size > 10_000
@@ -255,7 +263,7 @@ def test_train_by_command(
     assert (
         main(shlex.split(f"train {micro_cases} --echoes --field resolved --out run --images 16 {SMALL} --quiet")) == 0
     )
-    assert load_resolved(tmp_path / "run" / "model").shape == (2, 80, 96)
+    assert load_resolved(tmp_path / "run" / "model").shape == (2, 24, 96)
     for words, said in (
         ("--field resolved", "--field resolved is for --echoes"),
         ("--field resolved --echoes --stream", "takes neither --stream nor --center"),

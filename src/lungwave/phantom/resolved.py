@@ -18,25 +18,46 @@ from jaxtyping import Float, Int
 from lungwave.config import Config
 from lungwave.phantom.anatomy import AIR_DENSITY, AIR_REACH, Anatomy, air_level, grid_of, tissue
 from lungwave.phantom.medium import max_sound_speed, min_sound_speed
+from lungwave.types import MM, UsageError
 
 LEVELS = len(AIR_DENSITY)  # of a node's depth in air
 INSIDE = 4  # level from which on a node lies inside an airspace, not beside it
 AIR = 0.7  # least value of a node that is air
 CHANNELS = 2  # air, sound speed
-WHOLE = 16  # rows come in multiples, so that a network's levels can halve them
+REACH = 2.4 * MM  # [m] of lung in a resolved map: below, the echoes of aerated lungs tell next to nothing
+WHOLE = 8  # rows come in multiples, so that a network's levels can halve them
 
 
 def resolved_size(config: Config) -> tuple[int, int]:
-    """Rows and columns of the resolved maps: down to the grid's bottom under the shallowest pleura."""
+    """Rows and columns of the resolved maps; UsageError where the grid ends above them."""
     grid = config.grid
-    rows = int((grid.depth - config.wall.pleura_depth[0]) / grid.spacing + 1e-9)
-    return rows // WHOLE * WHOLE, round(grid.width / grid.spacing)
+    if grid.depth < config.wall.pleura_depth[1] + REACH:
+        raise UsageError(
+            f"grid.depth {grid.depth / MM:g} mm ends less than {REACH / MM:g} mm below the deepest pleura "
+            f"({config.wall.pleura_depth[1] / MM:g} mm); deepen it"
+        )
+    return round(REACH / grid.spacing) // WHOLE * WHOLE, round(grid.width / grid.spacing)
 
 
 def resolved_config(config: Config) -> Config:
     """The configuration whose maps lie on the solver's grid, as large as resolved ones."""
     rows, columns = resolved_size(config)
     return replace(config, map=replace(config.map, pixel=config.grid.spacing, rows=rows, columns=columns))
+
+
+def shown_config(config: Config) -> Config:
+    """The configuration whose macroscopic maps and depth bands end where resolved maps do.
+
+    UsageError where a pixel is not made of whole cells of the solver's grid.
+    """
+    cells = config.map.pixel / config.grid.spacing
+    if abs(cells - round(cells)) > 1e-6:
+        raise UsageError(
+            f"a pixel of {config.map.pixel:g} m is not whole cells of {config.grid.spacing:g} m; set map.pixel"
+        )
+    rows = resolved_size(config)[0] // round(cells)
+    bands = tuple(edge for edge in config.map.bands if edge <= rows * config.map.pixel + 1e-9)
+    return replace(config, map=replace(config.map, rows=rows, bands=bands))
 
 
 def first_depth(anatomy: Anatomy, config: Config) -> Float[np.ndarray, " x"]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from torch import Tensor
 
 from lungwave.acoustics.beamform import PixelGrid, demodulate, transmit_delay
 from lungwave.acoustics.probe import Scan
@@ -45,6 +46,7 @@ class Read:
     numbers: Float[np.ndarray, "frame number"]
     pleura_depth: Float[np.ndarray, "frame x"]  # [m]
     doubt: Float[np.ndarray, "frame x"]  # [m] of the pleura
+    reference: Float[np.ndarray, " frame"]  # energy of the echoes that images and traces were divided by
     center: Float[np.ndarray, "frame z x"] | None = None  # an estimate of the map, fraction 0-1
 
 
@@ -104,25 +106,21 @@ class Conditioner:
         ``unseen`` says which head of the estimate answers, see ``RidgeModel.maps``. ``top`` [m] is the depth at which
         the map begins, where it is known; nothing is detected then.
         """
-        reader, scan = self.reader, self.scan
+        reader = self.reader
         images, power = reader.images(rf)
         echoes = reader.energies(rf, images, power)
         depth, doubt = self.detector.path(echoes) if top is None else (np.asarray(top, float), np.zeros(top.shape))
         if shift is not None:
             depth = depth + shift[:, None]
-        rows = (np.arange(self.config.map.rows) + 0.5) * self.config.map.pixel
-        # I/Q without the phase of the way, relative to the mean amplitude near the pleura: smooth enough to interpolate
-        amplitude = np.sqrt(echoes.reference)[:, None, None, None]
-        base = demodulate(images, scan, reader.beamformer.grid).numpy() / amplitude
-        parts = [part[:, event] for event in range(scan.transmits) for part in (base.real, base.imag)]
+        rows = self._rows
         logs = echoes.logs(lateral=0.2, axial=0.1)
-        known = np.broadcast_to((reader.z < self._last_depth(rf.shape[2]))[None, :, None], parts[0].shape).astype(float)
-        found = [below(image, reader.z, depth, rows) for image in (*parts, *logs)]
+        known = np.broadcast_to((reader.z < self._last_depth(rf.shape[2]))[None, :, None], logs[0].shape).astype(float)
+        found = [*self._parts(images, echoes.reference, depth), *(below(log, reader.z, depth, rows) for log in logs)]
         found.append(np.broadcast_to(doubt[:, None] / MM, found[0].shape))
         found.append(below(known, reader.z, depth, rows))
         return Read(
             np.stack(found, 1).astype(np.float32), self._traces(rf, depth, echoes.reference),
-            self._numbers(rf, depth, doubt), depth, doubt,
+            self._numbers(rf, depth, doubt), depth, doubt, echoes.reference,
             None if self.center is None else self.center.maps(echoes, depth, unseen).astype(np.float32),
         )  # fmt: skip
 
@@ -137,6 +135,27 @@ class Conditioner:
         """The condition of a batch of frames, and what it was made from; ``scaling`` is that of maps."""
         read = self.read(rf, shift, top=top)
         return scaled(read, scales, scaling), read
+
+    def beside(
+        self, frames: Frames, read: Read
+    ) -> tuple[Float[np.ndarray, "frame image z x"], Float[np.ndarray, "frame tx el aligned"]]:
+        """I/Q images and traces of other frames, at the pleura and the amplitude of ``read``."""
+        parts = self._parts(self.reader.images(frames)[0], read.reference, read.pleura_depth)
+        return np.stack(parts, 1).astype(np.float32), self._traces(frames, read.pleura_depth, read.reference)
+
+    @property
+    def _rows(self) -> Float[np.ndarray, " z"]:
+        """Depth below the pleura [m] of the map's rows."""
+        return (np.arange(self.config.map.rows) + 0.5) * self.config.map.pixel
+
+    def _parts(self, images: Tensor, reference: np.ndarray, depth: np.ndarray) -> list[np.ndarray]:
+        """Real and imaginary part of each event: I/Q without the phase of the way, relative to the mean amplitude near
+        the pleura, smooth enough to interpolate."""
+        base = (
+            demodulate(images, self.scan, self.reader.beamformer.grid).numpy() / np.sqrt(reference)[:, None, None, None]
+        )
+        parts = [part[:, event] for event in range(self.scan.transmits) for part in (base.real, base.imag)]
+        return [below(part, self.reader.z, depth, self._rows) for part in parts]
 
     def encoder_config(self, **changes: Any) -> EncoderConfig:
         """An encoder whose times fit the map's rows."""
@@ -200,7 +219,7 @@ def scaled(read: Read, scales: Scales, scaling: Scaling) -> Condition:
     images = (read.images - scales.row_mean[None, :, :, None]) / scales.row_std[None, :, :, None]
     images = images.clip(-FARTHEST, FARTHEST)
     parts = images[:, : 2 * read.traces.shape[1]]  # I/Q: a view
-    parts[...] = np.sign(parts) * np.log1p(COMPAND * np.abs(parts)) / np.log1p(COMPAND)
+    parts[...] = companded(parts)
     traces = np.arcsinh(read.traces / scales.time_std)
     return Condition(
         image=torch.from_numpy(np.ascontiguousarray(images, np.float32)),
@@ -208,6 +227,11 @@ def scaled(read: Read, scales: Scales, scaling: Scaling) -> Condition:
         traces=torch.from_numpy(np.ascontiguousarray(traces, np.float32)),
         center=None if read.center is None else scaling.to_network(torch.from_numpy(read.center)[:, None]),
     )
+
+
+def companded(values: np.ndarray) -> np.ndarray:
+    """Loud values compressed, quiet ones as they are."""
+    return np.sign(values) * np.log1p(COMPAND * np.abs(values)) / np.log1p(COMPAND)
 
 
 def facts(config: Config) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 guided     from pure noise, on the prior of resolved lungs
 hybrid     from samples of the learned posterior, noised to about one standard deviation of the prior, then a few levels
            on the prior; never on the learned posterior, which has heard the echoes already
-amortized  these samples as they are
+refined    these samples, each drawn anew a few times by the same network, told of it and of what it leaves of the
+           recording; a call is one propagation then
+amortized  the learned samples as they are
 
 The other samplers of ``samplers`` can stand in for ``guided``. Each sample has random streams of its own, so that any
 part of them, on any worker, is the same.
@@ -25,12 +27,13 @@ from torch import Tensor
 
 from lungwave.acoustics.receive import echo_rms
 from lungwave.config import Config
-from lungwave.phantom.anatomy import draw, rasterise
+from lungwave.phantom.anatomy import Anatomy, rasterise
 from lungwave.phantom.medium import Medium
 from lungwave.phantom.resolved import airspace, first_rows
 from lungwave.posterior.likelihood import Noise
 from lungwave.posterior.lung import LungForward
 from lungwave.posterior.resolved import ResolvedModel
+from lungwave.posterior.resolved_pairs import Guess
 from lungwave.posterior.samplers import SAMPLERS, Guided, Inner, Level, Problem, Unknown
 from lungwave.posterior.samplers.inner import SpectralGuess
 from lungwave.posterior.samplers.problem import Run
@@ -38,10 +41,10 @@ from lungwave.repro import stream
 from lungwave.sample import Seeds
 from lungwave.types import UsageError
 
-GUIDED, HYBRID, AMORTIZED = "guided", "hybrid", "amortized"
+GUIDED, HYBRID, REFINED, AMORTIZED = "guided", "hybrid", "refined", "amortized"
 INNER = Inner(newton=1, gradients=4)
 CALLS_A_LEVEL = 1 + INNER.newton * INNER.gradients  # gradients of the wave equation
-CALLS = {GUIDED: 200, HYBRID: 50, AMORTIZED: 0}  # for each sample, unless others are asked for
+CALLS = {GUIDED: 200, HYBRID: 50, REFINED: 3, AMORTIZED: 0}  # for each sample, unless others are asked for
 WARM = 1.0  # network units of noise that a hybrid begins with
 COLDEST = 0.05  # last noise level
 
@@ -54,9 +57,9 @@ class Wall:
     surface: Float[np.ndarray, " x"]  # [m] of the lung, in every column
 
     @classmethod
-    def of_case(cls, config: Config, index: int) -> Wall:
-        """That of a simulated case."""
-        grid, anatomy = config.grid, draw(config, index)
+    def of(cls, anatomy: Anatomy, config: Config) -> Wall:
+        """That of a drawn lung."""
+        grid = config.grid
         medium = rasterise(anatomy, grid.spacing, grid.depth, grid.width)
         return cls(medium, anatomy.wall.surface(medium.x))
 
@@ -115,25 +118,27 @@ def lead(
     if not np.isfinite(rf).all():
         raise UsageError("the RF holds values that are not finite; repair the recording, or leave the frame out")
     spent = CALLS.get(method, CALLS[GUIDED]) if calls is None else calls
+    forward = LungForward(model.config, heard.wall.medium, heard.wall.surface, model.scaling)
+    early = torch.from_numpy(rf[:, : forward.samples]).double()
     problem = Problem(
-        torch.from_numpy(rf).double().expand(len(samples), *rf.shape),
-        LungForward(model.config, heard.wall.medium, heard.wall.surface, model.scaling),
-        model.prior, heard.noise(model), model.shape, unknown,
-    )  # fmt: skip
+        early.expand(len(samples), *early.shape), forward, model.prior, heard.noise(model), model.shape, unknown
+    )
     seeds = Seeds(int(stream(seed, "guided", name).integers(2**31)), samples)
     same: dict[str, Any] = {"callback": callback, **how}
     if method in (GUIDED, HYBRID, "daps_rto"):
         same = {"inner": INNER, "guess": SpectralGuess(model.inner), **same}
         same = {"levels": levels_of(spent), "sigma_min": COLDEST, **same}
     with torch.no_grad():
-        if method in (HYBRID, AMORTIZED):
+        if method in (HYBRID, REFINED, AMORTIZED):
             start = model.draw(rf[None], heard.wall.top[None], len(samples), seed=seed, names=[name], first=samples[0])
             if method == AMORTIZED:
-                return _as_drawn(problem, seeds, start[0])
+                return Run(problem, seeds).finish(start[0].double())
+            if method == REFINED:
+                return _refined(model, heard, problem, seeds, start[0], spent, seed, name)
             return SAMPLERS["daps_rto"](problem, seeds, sigma_max=WARM, start=start[0], **same)
         sampler = "daps_rto" if method == GUIDED else method
         if sampler not in SAMPLERS:
-            known = ", ".join([GUIDED, HYBRID, AMORTIZED, *SAMPLERS])
+            known = ", ".join([GUIDED, HYBRID, REFINED, AMORTIZED, *SAMPLERS])
             raise UsageError(f"unknown method '{method}'; choose one of {known}")
         return SAMPLERS[sampler](problem, seeds, **same)
 
@@ -144,12 +149,9 @@ def macroscopic(
     """Channel 0 of resolved maps (fraction 0-1) as aeration maps, and percent aeration of every band, then of the
     whole.
 
-    UsageError where the map's pixels are not whole cells of the solver's grid.
+    ``config`` is that of ``shown_config``.
     """
-    shape, cells = config.map, config.map.pixel / config.grid.spacing
-    if abs(cells - round(cells)) > 1e-6:
-        raise UsageError(f"a pixel of {shape.pixel:g} m is not whole cells of {config.grid.spacing:g} m; set map.pixel")
-    block = round(cells)
+    shape, block = config.map, round(config.map.pixel / config.grid.spacing)
     rows, columns = shape.rows * block, shape.columns * block
     left = (values.shape[2] - columns) // 2
     air = airspace(values)
@@ -169,6 +171,16 @@ def levels_of(calls: int) -> int:
     return calls // CALLS_A_LEVEL
 
 
-def _as_drawn(problem: Problem, seeds: Seeds, maps: Float[Tensor, "n c z x"]) -> Guided:
-    """Samples that were not led, with their misfit."""
-    return Run(problem, seeds).finish(maps.double())
+def _refined(
+    model: ResolvedModel, heard: Heard, problem: Problem, seeds: Seeds, maps: Tensor, rounds: int, seed: int, name: int
+) -> Guided:
+    """Each sample drawn anew ``rounds`` times; a call is one propagation, no gradient is asked."""
+    run = Run(problem, seeds)
+    for number in range(1, rounds + 1):
+        echoes = run.forward(run.inside(maps.double()))
+        run.settle(1.0 / number, run.whiten(echoes - run.y), maps)
+        guess = Guess(maps, echoes.float().numpy())
+        rf, top = (np.repeat(np.asarray(part)[None], len(maps), 0) for part in (heard.rf, heard.wall.top))
+        key = int(stream(seed, f"refined/{number}", name).integers(2**31))
+        maps = model.draw_each(rf.astype(np.float32), top, guess, seed=key, first=seeds.indices[0])
+    return run.finish(maps.double())

@@ -3,7 +3,7 @@
 What a resolved map leaves out is the tissue's density, attenuation and scatter. Attenuation is one gain over time,
 ``10^(-a / 20)``, a the loss [dB] at the centre frequency on the way straight down and back: sound that arrives at one
 time went equally far in tissue, however often it was scattered. A propagation without losses takes half the time of
-one with them, and what the gain misses is less than what the map leaves out (docs/explanation/guidance.md). The
+one with them, and what the gain misses is less than what the map leaves out (tests/posterior/test_lung.py). The
 derivative along a direction is a difference quotient: one propagation more.
 """
 
@@ -24,12 +24,14 @@ from lungwave.config import Config
 from lungwave.models.precond import Scaling
 from lungwave.phantom.anatomy import AIR_DENSITY
 from lungwave.phantom.medium import TISSUES, Medium, max_sound_speed, min_sound_speed
-from lungwave.phantom.resolved import AIR, CHANNELS, LEVELS, first_rows, resolved_size
+from lungwave.phantom.resolved import AIR, CHANNELS, LEVELS, REACH, first_rows, resolved_size
 from lungwave.types import MHZ, UsageError
 
 LUNG = TISSUES["lung tissue"]
 STEP = 1e-3  # network units of the largest change in a difference quotient
 LEAST = 1e-3  # air in tissue, so that a step of a difference quotient stays above none
+LATE = 1.0e-6  # [s] after the straight echo of the map's deepest row that a recording is listened to
+EDGE = 1.0e-6  # [s] more that is propagated, so that the receiver's filter has all it needs
 ABSORBING = 12  # cells of the absorbing layer; eight less than the simulator's cost a fifth less
 
 
@@ -49,9 +51,10 @@ class LungForward:
 
         Raises UsageError where it lies outside the grid or has another length.
         """
-        lossless = replace(config, grid=replace(config.grid, attenuation=False, pml_cells=ABSORBING))
-        self.simulator = Simulator(lossless)
-        depth, width = medium.air.shape
+        self.simulator, self.samples = Simulator(_lossless(config)), heard_samples(config)
+        depth, width = self.simulator.rows, medium.air.shape[1]
+        if medium.air.shape[0] < depth:
+            raise UsageError(f"the medium has {medium.air.shape[0]} rows; give {depth}")
         if len(surface) != width:
             raise UsageError(f"the lung surface has {len(surface)} columns, the medium {width}; give one a column")
         first = first_rows(np.asarray(surface, float), medium.spacing)
@@ -63,13 +66,15 @@ class LungForward:
         self.scaling, self.shape = scaling, (CHANNELS, rows, width)
         self.speeds = min_sound_speed(config), max_sound_speed(config)
         row = np.arange(depth)[:, None] - first[None]  # of the map, at every node
-        self._index = torch.from_numpy(np.clip(row, 0, rows - 1))
+        turned = np.abs(np.maximum(row, 0) % (2 * rows) - rows + 0.5)  # below the map its mirror image
+        self._index = torch.from_numpy(np.rint(rows - 0.5 - turned).astype(np.int64))
         self._lung = torch.from_numpy(row >= 0)
         frequency = config.probe.center_frequency
-        loss = np.where(row >= 0, LUNG.linear_attenuation(frequency), medium.attenuation).mean(1) * frequency / MHZ
-        self._gain = torch.from_numpy(_gain(loss * medium.spacing, medium.spacing, self.simulator)).float()
+        loss = np.where(row >= 0, LUNG.linear_attenuation(frequency), medium.attenuation[:depth]).mean(1)
+        decibel = loss * medium.spacing * frequency / MHZ
+        self._gain = torch.from_numpy(_gain(decibel, medium.spacing, self.simulator)).float()
         self._speed, self._density = (
-            torch.from_numpy(np.ascontiguousarray(v, np.float32)) for v in (medium.sound_speed, medium.density)
+            torch.from_numpy(np.ascontiguousarray(v[:depth], np.float32)) for v in (medium.sound_speed, medium.density)
         )
         self._base: tuple[Tensor, Tensor] | None = None  # the last maps that a derivative was asked at, their echoes
         self._factors = torch.tensor((1.0, *AIR_DENSITY))
@@ -81,7 +86,7 @@ class LungForward:
         return low, high
 
     def place(self, maps: Float[Tensor, "n c row x"]) -> Float[Tensor, "n c z x"]:
-        """Maps on the grid; the last row continues below the map, what lies above the lung holds its first row."""
+        """Maps on the grid; their mirror image goes on below them, what lies above the lung holds their first row."""
         return maps.gather(2, self._index.expand(*maps.shape[:2], -1, -1))
 
     def fields(self, x: Float[Tensor, "n 2 row x"]) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,7 +108,7 @@ class LungForward:
         """The echoes."""
         (whole,), lost = _finite(x)
         with torch.no_grad():
-            return lost(self._gain * self.simulator.channels(_medium(*self.fields(whole))).to(x.dtype))
+            return lost(self._hear(*self.fields(whole)).to(x.dtype))
 
     def jvp(self, x: Float[Tensor, "n 2 row x"], v: Float[Tensor, "n 2 row x"]) -> Float[Tensor, "n tx time el"]:
         """Change of the echoes along ``v``: the difference over a step whose largest entry is ``STEP``."""
@@ -113,8 +118,8 @@ class LungForward:
             self._base = (at.clone(), self(at))
         fields, slopes = torch.autograd.functional.jvp(self.fields, at.detach(), along.to(x.dtype))
         with torch.no_grad():
-            moved = _medium(*(f + size[:, :, 0].float() * a for f, a in zip(fields, slopes, strict=True)))
-            return lost(((self._gain * self.simulator.channels(moved)).to(x.dtype) - self._base[1]) / size)
+            moved = self._hear(*(f + size[:, :, 0].float() * a for f, a in zip(fields, slopes, strict=True)))
+            return lost((moved.to(x.dtype) - self._base[1]) / size)
 
     def vjp(self, x: Float[Tensor, "n 2 row x"], u: Float[Tensor, "n tx time el"]) -> Float[Tensor, "n 2 row x"]:
         """The adjoint of ``jvp``."""
@@ -122,8 +127,34 @@ class LungForward:
         at = at.detach().requires_grad_()
         with torch.enable_grad():
             fields = self.fields(at)
-        gradient = self.simulator.vjp(_medium(*(field.detach() for field in fields)), self._gain * seen.float())[1]
+        late = self.simulator.samples - self.samples
+        full = self._gain * torch.nn.functional.pad(seen.float(), (0, 0, 0, late))
+        gradient = self.simulator.vjp(_medium(*(field.detach() for field in fields)), full)[1]
         return lost(torch.autograd.grad(fields, at, (gradient.sound_speed, gradient.density, gradient.air))[0])
+
+    def _hear(self, speed: Tensor, density: Tensor, air: Tensor) -> Float[Tensor, "n tx time el"]:
+        return (self._gain * self.simulator.channels(_medium(speed, density, air)))[:, :, : self.samples]
+
+
+def heard_samples(config: Config) -> int:
+    """Samples of a recording that are held against the forward model; later ones tell of lung below the map."""
+    return min(_last(config, LATE), Simulator(config).samples)
+
+
+def _last(config: Config, late: float) -> int:
+    """Samples until ``late`` [s] after the straight echo of the deepest row under the deepest pleura."""
+    deepest = config.wall.pleura_depth[1] + REACH
+    end = 2 * deepest / min_sound_speed(config) + config.probe.cycles / config.probe.center_frequency / 2 + late
+    return math.ceil(end * config.receive.sampling_frequency)
+
+
+def _lossless(config: Config) -> Config:
+    """Without attenuation, no longer than is listened to, no deeper than sound comes back from by then."""
+    grid = config.grid
+    seconds = _last(config, LATE + EDGE) / config.receive.sampling_frequency
+    steps = min(math.ceil(seconds / grid.time_step / grid.gradient_stride) * grid.gradient_stride, grid.steps)
+    depth = min(math.ceil((config.wall.pleura_depth[1] + 1.5 * REACH) / grid.spacing) * grid.spacing, grid.depth)
+    return replace(config, grid=replace(grid, attenuation=False, pml_cells=ABSORBING, steps=steps, depth=depth))
 
 
 def _finite(*parts: Tensor) -> tuple[tuple[Tensor, ...], Callable[[Tensor], Tensor]]:

@@ -26,8 +26,6 @@ from lungwave.data.schema import CaseTable
 from lungwave.data.streamed import Column, StreamedCases, index_of, stream_cases
 from lungwave.models.precond import Scaling
 from lungwave.models.unet import Condition
-from lungwave.phantom.anatomy import draw
-from lungwave.phantom.resolved import first_depth, resolved, resolved_config
 from lungwave.posterior.conditioning import Conditioner, Read, Scales, scaled
 from lungwave.posterior.echoes import reader_of
 from lungwave.posterior.pleura import PleuraDetector, fit_detector
@@ -168,41 +166,6 @@ class StreamedPairs(Pairs):
         return found.hexdigest()
 
 
-@dataclass(frozen=True)
-class ResolvedPairs(Pairs):
-    """Echoes and resolved maps (``phantom.resolved``); the wall above is known. ``config.map`` is the solver's grid."""
-
-    drawn: Config  # that they were generated with
-    nodes: Float[np.ndarray, "case 2 row x"]  # half precision, fractions 0-1
-    top: Float[np.ndarray, "case x"]  # [m] upper edge of the maps' first row
-
-    @classmethod
-    def draw(cls, pairs: Pairs, quiet: bool = False) -> ResolvedPairs:
-        """The resolved maps of generated cases, which are drawn again."""
-        nodes, tops = [], []
-        with Progress(len(pairs), "draw", quiet=quiet) as progress:
-            for index in pairs.cases.index:
-                anatomy = draw(pairs.config, int(index))
-                nodes.append(resolved(anatomy, pairs.config).astype(np.float16))
-                tops.append(first_depth(anatomy, pairs.config))
-                progress.advance()
-        config = resolved_config(pairs.config)
-        return cls(pairs.rf, pairs.cases, config, pairs.config, np.stack(nodes), np.stack(tops))
-
-    def take(self, chosen: np.ndarray) -> ResolvedPairs:
-        """Some of the cases."""
-        kept = super().take(chosen)
-        return replace(self, rf=kept.rf, cases=kept.cases, nodes=self.nodes[chosen], top=self.top[chosen])
-
-    def maps(self, rows: np.ndarray) -> Float[np.ndarray, "row c z x"]:
-        """Resolved maps."""
-        return self.nodes[rows].astype(np.float32)
-
-    def tops(self, rows: np.ndarray) -> Float[np.ndarray, "row x"] | None:
-        """Where they begin."""
-        return self.top[rows]
-
-
 def fit_pleura(pairs: Pairs, snr_db: tuple[float, float], seed: int) -> PleuraDetector:
     """The pleura detector, on noisy frames of these cases."""
     reader = reader_of(pairs.config, pairs.scan)
@@ -304,14 +267,11 @@ class PairSource:
             return self._clean(maps), self._undisturbed(rows)
         frames = self.pairs.rf[rows].copy()
         shift, speed, known = np.zeros(len(rows)), np.zeros(len(rows), int), np.ones(len(rows), np.float32)
-        top = self.pairs.tops(rows)
         for k, generator in enumerate(draws.generators("echoes")):
             frames[k], mirror, shift[k], speed[k], known[k] = self._disturbed(frames[k], generator)
             if mirror:
                 maps[k] = maps[k, :, :, ::-1].copy()
-                if top is not None:
-                    top[k] = top[k, ::-1].copy()
-        condition = self._read(frames, shift, speed, self._unseen(rows), top)
+        condition = self._read(frames, shift, speed, self._unseen(rows))
         assert condition.image is not None and condition.vector is not None and condition.traces is not None
         keep = torch.from_numpy(known)
         return self._clean(maps), replace(
@@ -325,9 +285,8 @@ class PairSource:
         if len(new):
             frames = noisy(self.pairs, new, self.disturbance.snr_db, self.seed, "held out")
             cond = scaled(
-                self.conditioners[self.usual].read(frames, unseen=self._unseen(new), top=self.pairs.tops(new)),
-                self.scales, self.scaling,
-            )  # fmt: skip
+                self.conditioners[self.usual].read(frames, unseen=self._unseen(new)), self.scales, self.scaling
+            )
             found |= {int(row): cond.take(slice(k, k + 1)) for k, row in enumerate(new)}
             self._kept = dict(list(found.items())[:KEPT])
         parts = [found[int(row)] for row in rows]
@@ -362,15 +321,13 @@ class PairSource:
     def _unseen(self, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"] | None:
         return None if self.unseen is None else self.unseen[rows]
 
-    def _read(
-        self, frames: Frames, shift: np.ndarray, speed: np.ndarray, unseen: np.ndarray | None, top: np.ndarray | None
-    ) -> Condition:
+    def _read(self, frames: Frames, shift: np.ndarray, speed: np.ndarray, unseen: np.ndarray | None) -> Condition:
         """The condition of every frame, each by the conditioner of its speed."""
         parts: list[tuple[np.ndarray, Read]] = []
         for number in np.unique(speed):
             mine = np.flatnonzero(speed == number)
-            heads, begin = (None if part is None else part[mine] for part in (unseen, top))
-            parts.append((mine, self.conditioners[number].read(frames[mine], shift[mine], heads, begin)))
+            heads = None if unseen is None else unseen[mine]
+            parts.append((mine, self.conditioners[number].read(frames[mine], shift[mine], heads)))
         return scaled(_together(parts), self.scales, self.scaling)
 
 

@@ -36,10 +36,11 @@ from lungwave.models.precond import Denoiser, Scaling
 from lungwave.models.unet import Condition
 from lungwave.models.wiener import Wiener
 from lungwave.phantom.resolved import CHANNELS, resolved_config, resolved_size
-from lungwave.posterior.conditioning import Conditioner, Scales
+from lungwave.posterior.conditioning import Scales
 from lungwave.posterior.discrepancy import Discrepancy
 from lungwave.posterior.folder import empty_encoder, opened, pack, read_reader, reader_facts, under
 from lungwave.posterior.pleura import PleuraDetector
+from lungwave.posterior.resolved_pairs import Guess, ResolvedConditioner
 from lungwave.repro import manifest, stream
 from lungwave.sample import SCHEDULES, Callback, Levels, generate
 from lungwave.types import Frames, LungwaveError, UsageError
@@ -110,6 +111,11 @@ class ResolvedModel:
         return resolved_size(self.drawn)
 
     @property
+    def refines(self) -> bool:
+        """Whether it learned what to make of a guess."""
+        return bool(self.about.get("trained", {}).get("refines", False))
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, rows and columns."""
         return (CHANNELS, *self.size)
@@ -126,13 +132,13 @@ class ResolvedModel:
         config = plain(self.inner).config
         return Untold(self.inner, config.image_channels - CHANNELS, config.vector)
 
-    def condition(self, rf: Frames, top: Float[np.ndarray, "frame x"]) -> Condition:
-        """What the network is told of frames whose maps begin at ``top`` [m]."""
-        return self._conditioner(rf, self.scales, self.scaling, top=top)[0]
+    def condition(self, rf: Frames, top: Float[np.ndarray, "frame x"], guess: Guess | None = None) -> Condition:
+        """What the network is told of frames whose maps begin at ``top`` [m], and of a guess at each."""
+        return self._conditioner.tell(rf, top, self.scales, self.scaling, guess)
 
     @cached_property
-    def _conditioner(self) -> Conditioner:
-        return Conditioner(self.config, self.scan, self.detector)
+    def _conditioner(self) -> ResolvedConditioner:
+        return ResolvedConditioner(self.config, self.scan, self.detector)
 
     def draw(
         self, rf: Frames, top: Float[np.ndarray, "frame x"], count: int, *, seed: int = 0,
@@ -163,6 +169,17 @@ class ResolvedModel:
                     )
                 )  # fmt: skip
         return torch.stack(drawn)
+
+    def draw_each(
+        self, rf: Frames, top: Float[np.ndarray, "frame x"], guess: Guess | None = None, *, seed: int, first: int = 0
+    ) -> Float[Tensor, "frame c z x"]:
+        """One map of each frame, told of a guess at it and of what that leaves of the echoes, where one is given."""
+        with torch.no_grad():
+            return generate(
+                self.inner, self.shape, len(rf), seed=seed, first=first, sampler=SAMPLER, batch=len(rf),
+                cond=self.denoiser.encode(self.condition(rf, top, guess)),
+                schedule=SCHEDULES[SCHEDULE](STEPS, SIGMA_MIN, SIGMA_MAX),
+            )  # fmt: skip
 
 
 def save_resolved(

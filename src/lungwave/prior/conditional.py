@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from lungwave.acoustics.receive import echo_rms
 from lungwave.data.dataset import split
 from lungwave.models.checkpoint import WEIGHTS
 from lungwave.models.encoder import Conditional, TraceEncoder
@@ -24,10 +23,7 @@ from lungwave.models.unet import UNetConfig, describe
 from lungwave.models.wiener import Centred, Wiener, mode_variance
 from lungwave.posterior.amortized import Novelty, PosteriorModel, save_posterior
 from lungwave.posterior.conditioning import NUMBERS, Conditioner
-from lungwave.posterior.discrepancy import Discrepancy
-from lungwave.posterior.guided import Wall
-from lungwave.posterior.lung import LungForward
-from lungwave.posterior.pairs import Disturbance, Pairs, PairSource, ResolvedPairs, fit_pleura, fit_scales
+from lungwave.posterior.pairs import Disturbance, Pairs, PairSource, fit_pleura, fit_scales
 from lungwave.posterior.readout import BandReadout, CategoryReadout
 from lungwave.posterior.resolved import ResolvedModel, save_resolved
 from lungwave.posterior.ridge import RidgeModel
@@ -52,7 +48,6 @@ from lungwave.types import RESEARCH_USE, UsageError
 
 LEAST_CASES = 60
 NOVELTY_CASES = 1000  # that the novelty is fitted on, at most
-DISCREPANCIES = 500  # cases behind what the forward model of guidance leaves out, at most
 RESIDUALS = 1500  # cases behind the spectrum of what an estimate leaves, at most
 PATHS = ("images", "traces")  # what the network may be told: delay-and-sum images, and channel data by themselves
 
@@ -67,6 +62,8 @@ class Posterior:
     trace_channels: int = 32  # of the encoder
     trace_images: int = 4  # that come out of it
     center: Path | None = None  # folder of a ridge model whose map the denoiser works around; None = the maps' mean
+    refine: Path | None = None  # folder of a model of resolved lungs to go on from, told of its guesses
+    guesses: Path | None = None  # file that they are kept in
 
     def __post_init__(self) -> None:
         unknown = [path for path in self.paths if path not in PATHS]
@@ -112,14 +109,7 @@ def ingredients(pairs: Pairs, plan: Posterior) -> Ingredients:
         spectrum = mode_variance(scaling.to_network(torch.from_numpy(maps)))
     else:
         spectrum = mode_variance(_left(source))
-    network, model, started = _networks(plan, conditioner, spectrum)
-    exported: PosteriorModel | ResolvedModel
-    if isinstance(kept, ResolvedPairs):
-        exported = ResolvedModel(
-            model, scaling, scales, detector, fit_discrepancy(kept, scaling), kept.cases.smooth[some].std(0),
-            kept.drawn, {},
-        )  # fmt: skip
-        return Ingredients(model, network, source, other, exported, started)
+    network, model, started = networks(plan, conditioner, len(conditioner.image_names), spectrum)
     maps = maps[:, 0]
     exported = PosteriorModel(
         model,
@@ -156,12 +146,12 @@ def _left(source: PairSource) -> torch.Tensor:
     return torch.cat(found)
 
 
-def _networks(
-    plan: Posterior, conditioner: Conditioner, spectrum: torch.Tensor
+def networks(
+    plan: Posterior, conditioner: Conditioner, shown: int, spectrum: torch.Tensor
 ) -> tuple[UNetConfig, Conditional, dict[str, Any]]:
-    """The network for these images, with the encoder of the traces; the same seed gives the same weights."""
+    """The network for ``shown`` images, with the encoder of the traces; the same seed gives the same weights."""
     prior, size = plan.prior, (conditioner.config.map.rows, conditioner.config.map.columns)
-    images = len(conditioner.image_names) if "images" in plan.paths else 0
+    images = shown if "images" in plan.paths else 0
     traces = plan.trace_images if "traces" in plan.paths else 0
     maps = len(spectrum)  # channels
     linear = maps if plan.center is None else 2 * maps  # the linear guess, and the estimate that it starts from
@@ -192,6 +182,7 @@ def training(
         "paths": list(plan.paths),
         "held_out": plan.prior.held_out,
         "center": None if plan.center is None else sha256(plan.center / WEIGHTS),
+        "refine": None if plan.refine is None else sha256(plan.refine / WEIGHTS),
         **made.started,
     }
     return Training(
@@ -200,9 +191,14 @@ def training(
     )  # fmt: skip
 
 
-def plan_posterior(pairs: Pairs, plan: Posterior, out: Path, device: str = "auto") -> dict[str, Any]:
+Make = Callable[[Any, Posterior], Ingredients]
+
+
+def plan_posterior(
+    pairs: Pairs, plan: Posterior, out: Path, device: str = "auto", make: Make = ingredients
+) -> dict[str, Any]:
     """What a training would be, with the time of a few steps."""
-    made, prior = ingredients(pairs, plan), plan.prior
+    made, prior = make(pairs, plan), plan.prior
     about = describe(made.network, made.exported.size)
     with joined(device) as ranks:
         endless = replace(plan, prior=replace(prior, train=replace(prior.train, images=10**9)))
@@ -225,14 +221,16 @@ def train_posterior(
     watch: Watch | None = None,
     device: str = "auto",
     parents: Sequence[Path] = (),
+    make: Make = ingredients,
 ) -> dict[str, Any]:
     """Train, or go on training, in ``out``; the model is in ``out/model`` when it is finished.
 
-    Returns what came out, on the first rank; nothing on the others. Raises UsageError where ``out`` holds a training
-    with other settings, LungwaveError where the loss is not finite or a file cannot be written.
+    ``make`` puts the ingredients together (``resolved.ingredients`` for resolved maps). Returns what came out, on the
+    first rank; nothing on the others. Raises UsageError where ``out`` holds a training with other settings,
+    LungwaveError where the loss is not finite or a file cannot be written.
     """
     watch = watch or Watch()
-    made = ingredients(pairs, plan)
+    made = make(pairs, plan)
     with joined(device) as ranks:
         journal = Journal(out, watch.log_images)
         listeners: list[Listener] = [] if watch.quiet else [ProgressLine()]
@@ -256,6 +254,8 @@ def export(
 ) -> None:  # fmt: skip
     """Write the model folder with the weights that ``made.model`` holds now."""
     about, (z, x) = {"trained": {**trained, "snr_db": list(plan.disturbance.snr_db)}}, made.exported.size
+    if plan.refine is not None:
+        about["trained"]["refines"] = True
     resolved = isinstance(made.exported, ResolvedModel)
     what = "resolved maps (air and sound speed on the solver's grid)" if resolved else "aeration maps"
     card = (
@@ -272,19 +272,6 @@ def export(
         save_resolved(folder, replace(made.exported, about=about), **same)
     else:
         save_posterior(folder, replace(made.exported, novelty=fit_novelty(made.source), about=about), **same)
-
-
-def fit_discrepancy(pairs: ResolvedPairs, scaling: Scaling) -> Discrepancy:
-    """What the forward model of guidance leaves out of some cases, over the RMS of their echoes."""
-    rows = np.unique(np.linspace(0, len(pairs) - 1, min(DISCREPANCIES, len(pairs))).round().astype(int))
-    found, loud = [], []
-    for row in rows:
-        wall = Wall.of_case(pairs.drawn, int(pairs.cases.index[row]))
-        forward = LungForward(pairs.config, wall.medium, wall.surface, scaling)
-        model = forward(scaling.to_network(torch.from_numpy(pairs.maps(row[None]))))[0].numpy()
-        found.append(pairs.rf[row] - model)
-        loud.append(echo_rms(pairs.rf[row], pairs.scan, pairs.config.receive.echo_start))
-    return Discrepancy.fit(np.stack(found), np.array(loud))
 
 
 def fit_novelty(source: PairSource) -> Novelty:
