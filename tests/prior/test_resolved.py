@@ -21,11 +21,22 @@ from lungwave.data.hdf5 import read_origin, write_recording
 from lungwave.models.unet import UNetConfig
 from lungwave.phantom.anatomy import draw
 from lungwave.phantom.resolved import airspace, resolved, shown_config
-from lungwave.posterior.guided import AMORTIZED, GUIDED, HYBRID, Heard, Wall, lead, levels_of, macroscopic, noise_std
-from lungwave.posterior.lung import LungForward
+from lungwave.posterior.guided import (
+    AMORTIZED,
+    GUIDED,
+    HYBRID,
+    REFINED,
+    Heard,
+    Wall,
+    lead,
+    levels_of,
+    macroscopic,
+    noise_std,
+)
+from lungwave.posterior.lung import LungForward, heard_samples
 from lungwave.posterior.pairs import Disturbance, Pairs, noisy
 from lungwave.posterior.resolved import ResolvedModel, load_resolved
-from lungwave.posterior.resolved_pairs import ResolvedPairs
+from lungwave.posterior.resolved_pairs import Guess, ResolvedPairs
 from lungwave.posterior.samplers import Inner
 from lungwave.posterior.samplers.problem import Level
 from lungwave.prior.build import Prior
@@ -143,6 +154,53 @@ def test_guidance_explains_the_echoes_better(model: ResolvedModel, heard: Heard)
     cold = lead(model, heard, range(1), method=GUIDED, calls=5)
     assert cold.calls["vjp"] == 5 and cold.maps.shape == (1, 2, 24, 96)
     assert lead(model, heard, range(1), method="red_diff", levels=2).calls["vjp"] == 2
+
+
+def test_what_a_guess_leaves_is_what_the_network_is_told(model: ResolvedModel, heard: Heard) -> None:
+    """The right echoes leave noise, none leave all; without a guess everything about it is zero."""
+    rf, top = heard.rf[None], heard.wall.top[None]
+    maps = torch.zeros(1, *model.shape)
+    samples = heard_samples(model.config)
+    none = model.condition(rf, top)
+    silent = model.condition(rf, top, Guess(maps, np.zeros_like(rf[:, :, :samples])))
+    right = model.condition(rf, top, Guess(maps, rf[:, :, :samples]))
+    shown = none.image.shape[1] - 5
+    assert float(none.image[:, shown:].abs().max()) == 0 and float(none.traces[:, 1:].abs().max()) == 0
+    assert torch.equal(silent.image[:, :shown], none.image[:, :shown]) and bool((silent.image[:, -1] == 1).all())
+    near = slice(0, 8)  # rows whose echoes lie within what is listened to
+    loud = none.image[:, :2, near]  # less the usual, which a residual is not
+    left = [one.image[:, shown : shown + 2, near] for one in (silent, right)]
+    assert float(torch.corrcoef(torch.stack([left[0].flatten(), loud.flatten()]))[0, 1]) > 0.95
+    assert float(left[1].abs().mean()) < 0.05 * float(left[0].abs().mean())
+    assert float(right.traces[:, 1, :, :40].abs().mean()) < 0.1 * float(none.traces[:, 0, :, :40].abs().mean())
+
+
+def test_a_further_training_is_told_of_guesses(
+    micro_cases: Path, folder: Path, heard: Heard, tmp_path: Path, monkeypatch: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It goes on from the weights, keeps the guesses for a resume, and its model draws each sample anew."""
+    from lungwave.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    net = "--channels 8 --mult 1 2 --blocks 1 --heads 2 --patch 4 4"
+    cut = "--batch 8 --check-images 16 --check-maps 4 --held-out 0.15 --dropout 0 --quiet"
+    words = f"train {micro_cases} --echoes --field resolved --refine {folder} {net} {cut} --out run"
+    assert main(shlex.split(f"{words} --images 8")) == 2, "the encoder of the folder is smaller than the usual"
+    assert "is another network" in capfd.readouterr().err
+    assert main(shlex.split(f"train {micro_cases} --echoes --field resolved {net} {cut} --out first --images 8")) == 0
+    words = words.replace(str(folder), "first")
+    assert main(shlex.split(f"{words} --images 8")) == 0
+    kept = (tmp_path / "run" / "guesses.npz").stat().st_mtime_ns
+    assert main(shlex.split(f"{words} --images 16")) == 0
+    assert (tmp_path / "run" / "guesses.npz").stat().st_mtime_ns == kept
+    refined = load_resolved(tmp_path / "run" / "model")
+    assert refined.refines and not load_resolved(tmp_path / "first" / "model").refines
+    found = lead(refined, heard, range(2), method=REFINED, calls=2)
+    assert found.calls["vjp"] == 0 and found.calls["forward"] == 2 * 2 + 2 and len(found.levels) == 2
+    one = lead(refined, heard, range(1, 2), method=REFINED, calls=2)
+    assert torch.allclose(one.maps[0], found.maps[1], atol=1e-3)
+    with pytest.raises(UsageError, match="did not learn what to make of a guess"):
+        lead(load_resolved(tmp_path / "first" / "model"), heard, range(1), method=REFINED)
 
 
 @pytest.mark.parametrize(

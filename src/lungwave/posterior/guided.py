@@ -134,6 +134,8 @@ def lead(
             if method == AMORTIZED:
                 return Run(problem, seeds).finish(start[0].double())
             if method == REFINED:
+                if not model.refines:
+                    raise UsageError("this model did not learn what to make of a guess; train one with --refine")
                 return _refined(model, heard, problem, seeds, start[0], spent, seed, name)
             return SAMPLERS["daps_rto"](problem, seeds, sigma_max=WARM, start=start[0], **same)
         sampler = "daps_rto" if method == GUIDED else method

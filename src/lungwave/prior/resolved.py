@@ -63,7 +63,12 @@ def ingredients(pairs: ResolvedPairs, plan: Posterior) -> Ingredients:
     )
     network, model, started = networks(plan, conditioner, len(conditioner.image_names) + conditioner.more, spectrum)
     if before is not None:
-        model.load_state_dict(before.denoiser.state_dict())
+        try:
+            model.load_state_dict(before.denoiser.state_dict())
+        except RuntimeError:
+            raise UsageError(
+                f"{plan.refine} is another network; give the --channels, --mult, --patch ... of its training"
+            ) from None
     prior_std = kept.cases.smooth[:, : shown_config(kept.drawn).map.rows].std(0)
     exported = ResolvedModel(model, scaling, scales, detector, discrepancy, prior_std, kept.drawn, {})
     return Ingredients(model, network, source, other, exported, started)
