@@ -45,8 +45,9 @@ def lbfgs_tv(
             residual = problem.noise.whiten(run.forward(run.inside(x)) - y)
             value = 0.5 * residual.square().sum()
             at = x.clone().requires_grad_()
-            rough = weight * total_variation(at, smooth)
-            (slope,) = torch.autograd.grad(rough, at)
+            with torch.enable_grad():
+                rough = weight * total_variation(at, smooth)
+                (slope,) = torch.autograd.grad(rough, at)
             slope = slope + run.forward.vjp(run.inside(x), problem.noise.whiten(residual))
             return float(value + rough.detach()), slope.flatten().double().numpy()
 
