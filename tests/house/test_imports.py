@@ -38,6 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "lungwave.runs",
         "lungwave.batch",
+        "lungwave.led",
         "lungwave.comparison",
         "lungwave.generated",
         "lungwave.calibrated",

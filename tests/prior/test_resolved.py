@@ -182,6 +182,9 @@ def test_a_further_training_is_told_of_guesses(
     from lungwave.cli import main
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lungwave.prior.resolved.KINDS", 1)  # half the time
+    monkeypatch.setattr("lungwave.prior.resolved.DISCREPANCIES", 20)
+    monkeypatch.setattr("lungwave.posterior.resolved.STEPS", 4)
     net = "--channels 8 --mult 1 2 --blocks 1 --heads 2 --patch 4 4"
     cut = "--batch 8 --check-images 16 --check-maps 4 --held-out 0.15 --dropout 0 --quiet"
     words = f"train {micro_cases} --echoes --field resolved --refine {folder} {net} {cut} --out run"
