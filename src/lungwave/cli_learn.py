@@ -155,11 +155,10 @@ class Train(Planned):
         """Network, cost and time, from a few steps."""
         if self.echoes:
             pairs, posterior = self._pairs, self._posterior
-            from lungwave.prior import baselines, conditional, resolved
+            from lungwave.prior import baselines, conditional
 
             if self.method == "diffusion":
-                make = resolved.ingredients if self.field == "resolved" else conditional.ingredients
-                return conditional.plan_posterior(pairs, posterior, self.out, self.device, make)
+                return conditional.plan_posterior(pairs, posterior, self.out, self.device, self._make)
             return baselines.plan_regressor(pairs, posterior, self.method, self.out, self.device)
         prior, maps = self._prior, self._maps
         from lungwave.prior import build
@@ -168,7 +167,7 @@ class Train(Planned):
 
     def work(self) -> dict[str, Any]:
         """Train, or go on."""
-        from lungwave.prior import baselines, build, conditional, resolved
+        from lungwave.prior import baselines, build, conditional
 
         watch = build.Watch(
             log_images=self.log_images,
@@ -181,9 +180,8 @@ class Train(Planned):
         if self.echoes:
             pairs, posterior, made_from = self._pairs, self._posterior, (self.data / "config.json",)
             if self.method == "diffusion":
-                make = resolved.ingredients if self.field == "resolved" else conditional.ingredients
                 return conditional.train_posterior(
-                    pairs, posterior, self.out, self._command, watch, self.device, made_from, make
+                    pairs, posterior, self.out, self._command, watch, self.device, made_from, self._make
                 )
             return baselines.train_regressor(
                 pairs, posterior, self.method, self.out, self._command,
@@ -210,7 +208,7 @@ class Train(Planned):
 
         if self.field == "resolved":
             raise UsageError(
-                "--field resolved is for --echoes; for maps alone, make them with lungwave maps --kind nodes"
+                "--field resolved is for --echoes; for maps alone, make them with lungwave maps --view nodes"
             )
         if self.stream:
             from lungwave.data.streamed import stream_maps
@@ -231,6 +229,13 @@ class Train(Planned):
         if self.stream or self.center is not None or self.method != "diffusion":
             raise UsageError("--field resolved takes neither --stream nor --center, and --method diffusion only")
         return ResolvedPairs.draw(Pairs.read(self.data, self.quiet), self.quiet)
+
+    @property
+    def _make(self) -> Any:
+        """What puts the ingredients of a posterior together."""
+        from lungwave.prior import conditional, resolved
+
+        return resolved.ingredients if self.field == "resolved" else conditional.ingredients
 
     @property
     def _posterior(self) -> Any:

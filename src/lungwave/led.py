@@ -20,9 +20,8 @@ from jaxtyping import Bool, Float
 from matplotlib.figure import Figure
 
 from lungwave.acoustics.bmode import bmode, display_grid
-from lungwave.acoustics.forward import Simulator
 from lungwave.acoustics.probe import Recording
-from lungwave.acoustics.receive import echo_rms
+from lungwave.acoustics.receive import echo_rms, output_samples
 from lungwave.data.arrays import numpy_arrays
 from lungwave.data.hdf5 import read_origin
 from lungwave.data.maps import save_npz
@@ -139,7 +138,8 @@ def _frames(
         )
     samples = recording.rf.shape[2]
     reason = out_of_range(recording.scan, samples, model.scan, samples)
-    if reason is None and (origin.grid != model.drawn.grid or samples != Simulator(origin).samples):
+    recorded = output_samples(origin.grid.steps * origin.grid.time_step, origin.receive.sampling_frequency)
+    if reason is None and (origin.grid != model.drawn.grid or samples != recorded):
         reason = "the lungs were simulated on another grid"
     if reason is not None:
         raise UsageError(

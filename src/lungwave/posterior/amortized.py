@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,22 +21,22 @@ from safetensors.torch import save
 
 from lungwave.acoustics.probe import Scan, sequence
 from lungwave.config import Config
-from lungwave.models.checkpoint import (
-    SPECTRUM,
-    WEIGHTS,
-    empty_network,
-    fill,
-    network_config,
-    plain,
-    stored,
-    write_folder,
-)
+from lungwave.models.checkpoint import WEIGHTS, write_folder
 from lungwave.models.encoder import Conditional
 from lungwave.models.precond import Scaling
 from lungwave.models.unet import Condition
 from lungwave.models.wiener import Centred, Wiener
 from lungwave.posterior.conditioning import Conditioner, Read, Scales
-from lungwave.posterior.folder import empty_encoder, opened, pack, read_reader, reader_facts, under, unpack
+from lungwave.posterior.folder import (
+    conditional_facts,
+    conditional_weights,
+    opened,
+    pack,
+    read_conditional,
+    read_reader,
+    reader_facts,
+    unpack,
+)
 from lungwave.posterior.pleura import PleuraDetector
 from lungwave.posterior.readout import BandReadout, CategoryReadout
 from lungwave.posterior.ridge import RidgeModel
@@ -44,7 +44,7 @@ from lungwave.posterior.ridge import load_model as load_ridge
 from lungwave.posterior.ridge import save_model as save_ridge
 from lungwave.repro import manifest, stream
 from lungwave.sample import SCHEDULES, Callback, Counted, Levels, generate
-from lungwave.types import Frames, LungwaveError, UsageError
+from lungwave.types import Frames, UsageError
 
 FORMAT = 1
 KIND = "posterior"
@@ -197,22 +197,13 @@ def save_posterior(
     parents: Sequence[Path] = (), dtype: str = "float32",
 ) -> None:  # fmt: skip
     """Write a model folder: model.safetensors, config.json, README.md."""
-    inner = model.denoiser.denoiser
-    if not isinstance(inner, Wiener):
-        raise LungwaveError(f"a posterior around a {type(inner).__name__} cannot be stored")
-    net, encoder = plain(inner), model.denoiser.encoder
-    weights = stored({f"net.{k}": v for k, v in net.state_dict().items()}, dtype, str(folder))
-    weights |= stored({SPECTRUM: inner.spectrum}, "float32", str(folder))
+    weights = conditional_weights(model.denoiser, dtype, str(folder))
     tables = ("scales", "detector", "bands", "categories", "novelty", "prior_std")
     weights |= pack({name: getattr(model, name) for name in tables})
-    if encoder is not None:
-        weights |= stored({f"encoder.{k}": v for k, v in encoder.state_dict().items()}, dtype, str(folder))
     about = {
         "format": FORMAT,
         "kind": KIND,
-        "network": asdict(net.config),
-        "encoder": None if encoder is None else asdict(encoder.config),
-        "images": model.denoiser.images,
+        **conditional_facts(model.denoiser),
         "center": None if model.center is None else CENTER,
         **reader_facts(model.config, model.scaling, model.detector),
         "categories": list(model.categories.names),
@@ -239,16 +230,9 @@ def load_posterior(folder: Path) -> PosteriorModel:
     """
     with opened(folder, KIND, FORMAT, CURE) as (about, state):
         config, scaling, scales, detector = read_reader(about, state, str(folder))
-        net = empty_network(network_config(about["network"]))
-        fill(net, under("net.", state), str(folder / WEIGHTS))
-        encoder = empty_encoder(about["encoder"], state.get("encoder.places"))
-        if encoder is not None:
-            fill(encoder, under("encoder.", state), str(folder / WEIGHTS))
         center = None if about.get("center") is None else load_ridge(folder / CENTER)
-        kind = Wiener if center is None else Centred
-        conditional = Conditional(kind(net, state[SPECTRUM]), encoder, bool(about["images"]))
         return PosteriorModel(
-            conditional.eval(),
+            read_conditional(about, state, str(folder / WEIGHTS), Wiener if center is None else Centred),
             scaling,
             scales,
             detector,

@@ -14,9 +14,22 @@ import torch
 from torch import Tensor
 
 from lungwave.config import Config
-from lungwave.models.checkpoint import ABOUT, WEIGHTS, not_finite, read_about, read_weights
-from lungwave.models.encoder import EncoderConfig, TraceEncoder
+from lungwave.models.checkpoint import (
+    ABOUT,
+    SPECTRUM,
+    WEIGHTS,
+    empty_network,
+    fill,
+    network_config,
+    not_finite,
+    plain,
+    read_about,
+    read_weights,
+    stored,
+)
+from lungwave.models.encoder import Conditional, EncoderConfig, TraceEncoder
 from lungwave.models.precond import Scaling
+from lungwave.models.wiener import Wiener
 from lungwave.posterior.conditioning import Scales, check_facts, facts
 from lungwave.posterior.pleura import PleuraDetector
 from lungwave.types import LungwaveError, UsageError
@@ -88,6 +101,40 @@ def empty_encoder(held: Mapping[str, Any] | None, places: Tensor | None) -> Trac
         return None
     values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in held.items()}
     return TraceEncoder(EncoderConfig(**values), places)
+
+
+def conditional_weights(model: Conditional, dtype: str, source: str) -> dict[str, Tensor]:
+    """Tensors of a conditional denoiser around a Wiener filter: network, spectrum, encoder."""
+    inner = model.denoiser
+    if not isinstance(inner, Wiener):
+        raise LungwaveError(f"a posterior around a {type(inner).__name__} cannot be stored")
+    weights = stored({f"net.{k}": v for k, v in plain(inner).state_dict().items()}, dtype, source)
+    weights |= stored({SPECTRUM: inner.spectrum}, "float32", source)
+    if model.encoder is not None:
+        weights |= stored({f"encoder.{k}": v for k, v in model.encoder.state_dict().items()}, dtype, source)
+    return weights
+
+
+def conditional_facts(model: Conditional) -> dict[str, Any]:
+    """What makes it again before it gets its weights, for config.json."""
+    encoder = model.encoder
+    return {
+        "network": asdict(plain(model.denoiser).config),
+        "encoder": None if encoder is None else asdict(encoder.config),
+        "images": model.images,
+    }
+
+
+def read_conditional(
+    about: Mapping[str, Any], state: Mapping[str, Tensor], source: str, kind: type[Wiener] = Wiener
+) -> Conditional:
+    """The inverse of ``conditional_facts`` and ``conditional_weights``; ``kind`` is the filter around the network."""
+    net = empty_network(network_config(about["network"]))
+    fill(net, under("net.", state), source)
+    encoder = empty_encoder(about["encoder"], state.get("encoder.places"))
+    if encoder is not None:
+        fill(encoder, under("encoder.", state), source)
+    return Conditional(kind(net, state[SPECTRUM]), encoder, bool(about["images"])).eval()
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lungwave.acoustics.forward import Simulator
+from lungwave.acoustics.receive import output_samples
 from lungwave.acoustics.wave import Fields
 from lungwave.config import Config
 from lungwave.models.precond import Scaling
@@ -138,7 +139,9 @@ class LungForward:
 
 def heard_samples(config: Config) -> int:
     """Samples of a recording that are held against the forward model; later ones tell of lung below the map."""
-    return min(_last(config, LATE), Simulator(config).samples)
+    grid = config.grid
+    whole = output_samples(grid.steps * grid.time_step, config.receive.sampling_frequency)
+    return min(_last(config, LATE), whole)
 
 
 def _last(config: Config, late: float) -> int:

@@ -283,15 +283,17 @@ class PairSource:
         new = np.array([row for row in np.unique(rows) if int(row) not in self._kept], int)
         found = dict(self._kept)
         if len(new):
-            frames = noisy(self.pairs, new, self.disturbance.snr_db, self.seed, "held out")
-            cond = scaled(
-                self.conditioners[self.usual].read(frames, unseen=self._unseen(new)), self.scales, self.scaling
-            )
+            cond = self._with_noise(new)
             found |= {int(row): cond.take(slice(k, k + 1)) for k, row in enumerate(new)}
             self._kept = dict(list(found.items())[:KEPT])
         parts = [found[int(row)] for row in rows]
         names = ("image", "vector", "traces", *(() if self.center is None else ("center",)))
         return Condition(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+
+    def _with_noise(self, rows: Int[np.ndarray, " n"]) -> Condition:
+        """Conditions with noise alone."""
+        frames = noisy(self.pairs, rows, self.disturbance.snr_db, self.seed, "held out")
+        return scaled(self.conditioners[self.usual].read(frames, unseen=self._unseen(rows)), self.scales, self.scaling)
 
     def _clean(self, maps: np.ndarray) -> Tensor:
         return self.scaling.to_network(torch.from_numpy(np.ascontiguousarray(maps)))

@@ -21,16 +21,7 @@ from torch import Tensor
 
 from lungwave.acoustics.probe import Scan, sequence
 from lungwave.config import Config
-from lungwave.models.checkpoint import (
-    SPECTRUM,
-    WEIGHTS,
-    empty_network,
-    fill,
-    network_config,
-    plain,
-    stored,
-    write_folder,
-)
+from lungwave.models.checkpoint import SPECTRUM, WEIGHTS, plain, write_folder
 from lungwave.models.encoder import Conditional
 from lungwave.models.precond import Denoiser, Scaling
 from lungwave.models.unet import Condition
@@ -38,7 +29,15 @@ from lungwave.models.wiener import Wiener
 from lungwave.phantom.resolved import CHANNELS, resolved_config, resolved_size
 from lungwave.posterior.conditioning import Scales
 from lungwave.posterior.discrepancy import Discrepancy
-from lungwave.posterior.folder import empty_encoder, opened, pack, read_reader, reader_facts, under
+from lungwave.posterior.folder import (
+    conditional_facts,
+    conditional_weights,
+    opened,
+    pack,
+    read_conditional,
+    read_reader,
+    reader_facts,
+)
 from lungwave.posterior.pleura import PleuraDetector
 from lungwave.posterior.resolved_pairs import Guess, ResolvedConditioner
 from lungwave.repro import manifest, stream
@@ -187,20 +186,14 @@ def save_resolved(
     parents: Sequence[Path] = (), dtype: str = "float32",
 ) -> None:  # fmt: skip
     """Write a model folder: model.safetensors, config.json, README.md."""
-    net, encoder = plain(model.inner), model.denoiser.encoder
-    weights = stored({f"net.{k}": v for k, v in net.state_dict().items()}, dtype, str(folder))
-    weights |= stored({SPECTRUM: model.inner.spectrum}, "float32", str(folder))
+    weights = conditional_weights(model.denoiser, dtype, str(folder))
     weights |= pack({"scales": model.scales, "detector": model.detector, "prior_std": model.prior_std})
     # the covariance would take as much room as the network, its pairs a tenth of it
     weights["pairs"] = torch.from_numpy(np.asarray(model.discrepancy.differences, np.float16))
-    if encoder is not None:
-        weights |= stored({f"encoder.{k}": v for k, v in encoder.state_dict().items()}, dtype, str(folder))
     about = {
         "format": FORMAT,
         "kind": KIND,
-        "network": asdict(net.config),
-        "encoder": None if encoder is None else asdict(encoder.config),
-        "images": model.denoiser.images,
+        **conditional_facts(model.denoiser),
         **reader_facts(model.config, model.scaling, model.detector),
         "map": asdict(model.drawn.map),
         "shrinkage": model.discrepancy.shrinkage,
@@ -221,17 +214,13 @@ def load_resolved(folder: Path) -> ResolvedModel:
     """
     with opened(folder, KIND, FORMAT, CURE) as (about, state):
         config, scaling, scales, detector = read_reader(about, state, str(folder))
-        net = empty_network(network_config(about["network"]))
-        fill(net, under("net.", state), str(folder / WEIGHTS))
-        encoder = empty_encoder(about["encoder"], state.get("encoder.places"))
-        if encoder is not None:
-            fill(encoder, under("encoder.", state), str(folder / WEIGHTS))
-        conditional = Conditional(Wiener(net, state[SPECTRUM]), encoder, bool(about["images"]))
+        conditional = read_conditional(about, state, str(folder / WEIGHTS))
         held: dict[str, Any] = {key: about[key] for key in ("trained", "weights_sha256") if key in about}
-        if net.config.out_channels != CHANNELS:
-            raise LungwaveError(f"its maps have {net.config.out_channels} channels, resolved ones have {CHANNELS}")
+        channels = len(state[SPECTRUM])
+        if channels != CHANNELS:
+            raise LungwaveError(f"its maps have {channels} channels, resolved ones have {CHANNELS}")
         shrinkage, pairs = float(about["shrinkage"]), state["pairs"].double().numpy()
         return ResolvedModel(
-            conditional.eval(), scaling, scales, detector, Discrepancy.of(pairs, shrinkage),
+            conditional, scaling, scales, detector, Discrepancy.of(pairs, shrinkage),
             state["prior_std"].double().numpy(), config.override({"map": about["map"]}), held,
         )  # fmt: skip

@@ -160,15 +160,9 @@ class ResolvedSource(PairSource):
 
     def images(self, rows: Int[np.ndarray, " n"], draws: Draws | None) -> tuple[Tensor, Condition | None]:
         """Maps ``rows`` and their conditions. Without ``draws``: noise alone, always the same for a case."""
-        maps, top = self.pairs.maps(rows), self.pairs.tops(rows)
-        assert top is not None
-        top = top.copy()
         if draws is None:
-            frames = noisy(self.pairs, rows, self.disturbance.snr_db, self.seed, "held out")
-            guess, guessed = None, np.ones(len(rows))
-            if self.guesses is not None:
-                frames, guess = self.guesses.frames[rows, 0].copy(), self._guess(rows, np.zeros(len(rows), int))
-            return self._clean(maps), self._told(frames, top, guess, guessed)
+            return super().images(rows, None)
+        maps, top = self.pairs.maps(rows), self._tops(rows)
         frames, known = self.pairs.rf[rows].copy(), np.ones(len(rows), np.float32)
         guessed, which = np.zeros(len(rows), np.float32), np.zeros(len(rows), int)
         turned = np.zeros(len(rows), bool)
@@ -191,6 +185,19 @@ class ResolvedSource(PairSource):
         return self._clean(maps), replace(
             condition, image=condition.image * keep[:, None, None, None], vector=condition.vector * keep[:, None]
         )
+
+    def _with_noise(self, rows: Int[np.ndarray, " n"]) -> Condition:
+        """Conditions with noise alone, with a guess where there are any."""
+        if self.guesses is None:
+            frames = noisy(self.pairs, rows, self.disturbance.snr_db, self.seed, "held out")
+            return self._told(frames, self._tops(rows), None, np.ones(len(rows)))
+        guess = self._guess(rows, np.zeros(len(rows), int))
+        return self._told(self.guesses.frames[rows, 0], self._tops(rows), guess, np.ones(len(rows)))
+
+    def _tops(self, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "row x"]:
+        top = self.pairs.tops(rows)
+        assert top is not None
+        return top
 
     def _guess(self, rows: np.ndarray, which: np.ndarray) -> Guess:
         assert self.guesses is not None

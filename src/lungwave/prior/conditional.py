@@ -87,13 +87,8 @@ class Ingredients:
 
 def ingredients(pairs: Pairs, plan: Posterior) -> Ingredients:
     """Split by base anatomy, fit detector, scales and readouts on the training side, make the network."""
-    prior = plan.prior
-    seed = prior.train.seed
-    if len(pairs) < LEAST_CASES:
-        raise UsageError(f"{len(pairs)} quantifiable cases; a posterior needs at least {LEAST_CASES}, generate more")
-    if not 0 < prior.held_out < 1:
-        raise UsageError(f"--held-out {prior.held_out:g} must be a share between 0 and 1: a posterior is tested on it")
-    inside, outside = split(pairs.cases.base_id, (1 - prior.held_out, prior.held_out), seed)
+    seed = plan.prior.train.seed
+    inside, outside = sides(pairs, plan.prior)
     kept, held = pairs.take(inside), pairs.take(outside)
     center = None if plan.center is None else _center(plan.center, pairs)
     detector = fit_pleura(kept, plan.disturbance.snr_db, seed) if center is None else center.detector
@@ -125,6 +120,15 @@ def ingredients(pairs: Pairs, plan: Posterior) -> Ingredients:
         {},
     )
     return Ingredients(model, network, source, other, exported, started)
+
+
+def sides(pairs: Pairs, prior: Prior) -> list[np.ndarray]:
+    """Cases to train on and cases held out, by base anatomy. UsageError for too few, or a share that holds none out."""
+    if len(pairs) < LEAST_CASES:
+        raise UsageError(f"{len(pairs)} quantifiable cases; a posterior needs at least {LEAST_CASES}, generate more")
+    if not 0 < prior.held_out < 1:
+        raise UsageError(f"--held-out {prior.held_out:g} must be a share between 0 and 1: a posterior is tested on it")
+    return split(pairs.cases.base_id, (1 - prior.held_out, prior.held_out), prior.train.seed)
 
 
 def _center(folder: Path, pairs: Pairs) -> RidgeModel:

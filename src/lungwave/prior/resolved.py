@@ -9,7 +9,6 @@ import torch
 
 from lungwave.acoustics.receive import add_noise, echo_rms
 from lungwave.data.arrays import numpy_arrays
-from lungwave.data.dataset import split
 from lungwave.data.maps import save_npz
 from lungwave.models.precond import Scaling
 from lungwave.models.wiener import mode_variance
@@ -21,7 +20,7 @@ from lungwave.posterior.lung import LungForward
 from lungwave.posterior.pairs import fit_pleura, fit_scales
 from lungwave.posterior.resolved import ResolvedModel, load_resolved
 from lungwave.posterior.resolved_pairs import Guess, Guesses, ResolvedConditioner, ResolvedPairs, ResolvedSource
-from lungwave.prior.conditional import LEAST_CASES, Ingredients, Posterior, networks
+from lungwave.prior.conditional import Ingredients, Posterior, networks, sides
 from lungwave.progress import Progress
 from lungwave.repro import stream
 from lungwave.types import UsageError
@@ -35,13 +34,8 @@ TOGETHER = 32  # guesses that are drawn at once
 def ingredients(pairs: ResolvedPairs, plan: Posterior) -> Ingredients:
     """Split by base anatomy; fit detector, scales and discrepancy on the training side, or take those of the model that
     the training goes on from, with its guesses."""
-    seed, prior = plan.prior.train.seed, plan.prior
-    if len(pairs) < LEAST_CASES:
-        raise UsageError(f"{len(pairs)} quantifiable cases; a posterior needs at least {LEAST_CASES}, generate more")
-    if not 0 < prior.held_out < 1:
-        raise UsageError(f"--held-out {prior.held_out:g} must be a share between 0 and 1: a posterior is tested on it")
+    seed, (inside, outside) = plan.prior.train.seed, sides(pairs, plan.prior)
     before = None if plan.refine is None else _before(plan, pairs)
-    inside, outside = split(pairs.cases.base_id, (1 - prior.held_out, prior.held_out), seed)
     kept, held = pairs.take(inside), pairs.take(outside)
     if before is None:
         detector = fit_pleura(kept, plan.disturbance.snr_db, seed)
