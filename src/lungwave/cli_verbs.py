@@ -364,7 +364,7 @@ class Reconstruct(Reading):
             from lungwave import led
 
             return led.reconstruct_led(
-                (self.file,), self.out, self.model, method=self.method, calls=self.budget, noise_db=self.noise_db,
+                self.file, self.out, self.model, method=self.method, calls=self.budget, noise_db=self.noise_db,
                 frames=self._checked(self.out), samples=self.samples, seed=self.seed, workers=self.workers,
                 quiet=self.quiet,
             )  # fmt: skip

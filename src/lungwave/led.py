@@ -68,7 +68,7 @@ class Led:
 
 
 def reconstruct_led(
-    paths: Sequence[Path],
+    path: Path,
     out: Path,
     model: Path | None = None,
     *,
@@ -81,40 +81,32 @@ def reconstruct_led(
     workers: int = 1,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Reconstruct frames of simulated RF files into ``out``: the report, resolved.npz, guidance.png and .json.
+    """Reconstruct frames of a simulated RF file into ``out``: the report, resolved.npz, guidance.png and .json.
 
-    ``noise_db`` is the SNR of the recordings, measured in each where it is not given. Raises UsageError for files that
-    do not say what lies above the lung, or that were recorded in another way than the model's.
+    ``noise_db`` is the SNR of the recordings, measured in each where it is not given. Raises UsageError for a file that
+    does not say what lies above the lung, or that was recorded in another way than the model's.
     """
     folder = model_folder(Path(DEFAULT) if model is None else model, RESOLVED).resolve()
     used = load_resolved(folder)
-    asked = [(path, *_frames(path, frames, used)) for path in paths]
+    recording, truths, walls, names = _frames(path, frames, used)
     key = {"model": sha256(folder / WEIGHTS), "method": method, "calls": calls, "noise_db": noise_db, "seed": seed}
+    held, parts = {**key, "rf": sha256(path)}, [range(k, min(k + PART, samples)) for k in range(0, samples, PART)]
     tasks = []
-    for path, recording, _, walls, names in asked:
-        held = {**key, "rf": sha256(path)}
-        for i, wall in enumerate(walls):
-            rf = np.asarray(recording.rf[i], np.float32)
-            heard = Heard(rf, wall, _noise(rf, used, noise_db))
-            digest = hashlib.sha256(json.dumps({**held, "frame": names[i]}, sort_keys=True).encode()).hexdigest()[:16]
-            for begin in range(0, samples, PART):
-                some = range(begin, min(begin + PART, samples))
-                part = out / PARTS / f"{digest}_{some.start:04d}-{some.stop - 1:04d}.npz"
-                tasks.append((part, (folder, heard, some, method, calls, seed)))
-    _work(tasks, samples * sum(len(walls) for *_, walls, _ in asked), workers, method, quiet)
-    parts = iter([part for part, _ in tasks])
-    results, led = [], []
-    for _, recording, truths, walls, names in asked:
-        for i, wall in enumerate(walls):
-            one = _joined([next(parts) for _ in range(0, samples, PART)])
-            led.append(one)
-            results.append(_result(used, recording, i, wall, one, truths[i], names[i], method))
+    for rf, wall, name in zip(np.asarray(recording.rf, np.float32), walls, names, strict=True):
+        heard = Heard(rf, wall, _noise(rf, used, noise_db))
+        digest = hashlib.sha256(json.dumps({**held, "frame": name}, sort_keys=True).encode()).hexdigest()[:16]
+        for some in parts:
+            part = out / PARTS / f"{digest}_{some.start:04d}-{some.stop - 1:04d}.npz"
+            tasks.append((part, (folder, heard, some, method, calls, seed)))
+    _work(tasks, samples * len(walls), workers, method, quiet)
+    done = [part for part, _ in tasks]
+    led = [_joined(done[k * len(parts) : (k + 1) * len(parts)]) for k in range(len(walls))]
+    results = [_result(used, recording, i, walls[i], one, truths[i], names[i], method) for i, one in enumerate(led)]
     about = manifest(
         used.drawn.to_json(), used.drawn.seed, command=f"lungwave reconstruct --method {method}",
-        input={path.name: sha256(path) for path in paths}, model=dict(used.about.get("trained", {})), asked=key,
+        input={path.name: held["rf"]}, model=dict(used.about.get("trained", {})), asked=key,
     )  # fmt: skip
-    title = f"Reconstruction of {paths[0].name}" if len(paths) == 1 else f"Reconstruction of {len(paths)} files"
-    written = write_results(results, out, title, about)
+    written = write_results(results, out, f"Reconstruction of {path.name}", about)
     save_npz(
         out / "resolved.npz", values=np.stack([one.values for one in led]).astype(np.float16),
         chi2=np.stack([one.chi2 for one in led]),

@@ -250,3 +250,18 @@ def test_a_vjp_does_not_need_gradients_to_be_switched_on() -> None:
 
 def fields_of(medium: Fields) -> list[Tensor]:
     return [f for f in (medium.sound_speed, medium.density, medium.air, medium.attenuation) if f is not None]
+
+
+def test_one_propagation_serves_many_cotangents() -> None:
+    """Each pull is the vjp of its cotangent, whatever was pulled before; it costs no propagation."""
+    simulator, medium = Simulator(SMALL, dtype=torch.float64), random_medium(SMALL, cases=2)
+    with torch.no_grad():
+        rf, pull = simulator.pullback(medium)
+        before = simulator.cost.forward
+        for cotangent in (rf, torch.flip(rf, (2,)), rf):
+            found = pull(cotangent)
+            wanted = simulator.vjp(medium, cotangent)[1]
+            for one, other in zip(fields_of(found), fields_of(wanted), strict=True):
+                assert torch.equal(one, other)
+    assert float(found.air.abs().max()) > 0
+    assert simulator.cost.forward == before + 3 * 4 and simulator.cost.adjoint == 2 * 3 * 4

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 
@@ -181,20 +181,53 @@ class Simulator:
 
         Memory is bounded by ``shots_per_call`` and ``checkpoints``: each chunk is adjoined before the next is run.
         """
-        leaves = self._fields(medium).map(lambda field: field.detach().clone().requires_grad_())
-        cases = len(leaves.air)
-        rf = torch.empty(
-            cases, self.scan.transmits, self.samples, self._listen.shape[0], dtype=self.dtype, device=self.device
-        )
-        for case in range(cases):
+        leaves = self._leaves(medium)
+        rf = torch.empty(self._shape(leaves), dtype=self.dtype, device=self.device)
+        for case, events, part in self._parts(leaves):
+            part.backward(cotangent[case : case + 1, events])
+            rf[case : case + 1, events] = part.detach()
+        self.cost.adjoint += len(rf) * self.scan.transmits
+        return rf, leaves.map(lambda leaf: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
+
+    def pullback(
+        self, medium: Fields | Medium | Sequence[Medium]
+    ) -> tuple[Float[Tensor, "case tx time el"], Callable[[Tensor], Fields]]:
+        """RF, and what ``vjp`` gives for any cotangent: the propagation is run once and kept for all of them.
+
+        Memory is not bounded as in ``vjp``: every case and event is held, ``grid.steps / grid.gradient_stride`` times
+        the grid each, as long as the function is.
+        """
+        leaves = self._leaves(medium)
+        parts = list(self._parts(leaves))
+        rf = torch.empty(self._shape(leaves), dtype=self.dtype, device=self.device)
+        for case, events, part in parts:
+            rf[case : case + 1, events] = part.detach()
+
+        def pull(cotangent: Float[Tensor, "case tx time el"]) -> Fields:
+            for leaf in vars(leaves).values():
+                if leaf is not None:
+                    leaf.grad = None
+            for case, events, part in parts:
+                part.backward(cotangent[case : case + 1, events], retain_graph=True)
+            self.cost.adjoint += len(rf) * self.scan.transmits
+            return leaves.map(lambda leaf: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad.clone())
+
+        return rf, pull
+
+    def _leaves(self, medium: Fields | Medium | Sequence[Medium]) -> Fields:
+        return self._fields(medium).map(lambda field: field.detach().clone().requires_grad_())
+
+    def _shape(self, leaves: Fields) -> tuple[int, int, int, int]:
+        return len(leaves.air), self.scan.transmits, self.samples, self._listen.shape[0]
+
+    def _parts(self, leaves: Fields) -> Iterator[tuple[int, list[int], Float[Tensor, "_ tx time el"]]]:
+        """RF of each case and chunk of events, with its graph."""
+        for case in range(len(leaves.air)):
             for events in _chunks(range(self.scan.transmits), self.shots_per_call):
                 with torch.enable_grad():  # the cut as well: untracked, it would leave the gradient at zero
                     one = leaves.map(partial(torch.narrow, dim=0, start=case, length=1))
                     part = self._run(one, events, self.discretisation)
-                part.backward(cotangent[case : case + 1, events])
-                rf[case : case + 1, events] = part.detach()
-        self.cost.adjoint += cases * self.scan.transmits
-        return rf, leaves.map(lambda leaf: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
+                yield case, events, part
 
     def jvp(
         self, medium: Fields | Medium | Sequence[Medium], tangent: Fields

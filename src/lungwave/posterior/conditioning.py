@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,9 +22,8 @@ from lungwave.config import Config
 from lungwave.models.encoder import STRIDE, EncoderConfig
 from lungwave.models.precond import Scaling
 from lungwave.models.unet import Condition
-from lungwave.posterior.echoes import FLOOR, below, reader_of
+from lungwave.posterior.echoes import FLOOR, Echoes, below, reader_of
 from lungwave.posterior.pleura import PleuraDetector
-from lungwave.posterior.ridge import RidgeModel
 from lungwave.types import MM, Frames, UsageError
 
 VERSION = 1  # of this transform: weights that were trained on another one say nothing about its output
@@ -37,6 +36,17 @@ FARTHEST = 8.0  # spreads from the usual, beyond which an image only says "unusu
 FLAT = 1e-6  # spread of a row that never changes
 
 
+@runtime_checkable
+class Estimator(Protocol):
+    """Anything that estimates maps from energies of echoes, such as ``RidgeModel``."""
+
+    def maps(
+        self, echoes: Echoes, depth: Float[np.ndarray, "frame x"], unseen: Int[np.ndarray, " frame"] | None = None
+    ) -> Float[np.ndarray, "frame z x"]:
+        """The map of every frame below a pleura [m]; ``unseen`` says which head answers."""
+        ...
+
+
 @dataclass(frozen=True)
 class Read:
     """What was read from a batch of frames, before it is scaled."""
@@ -47,7 +57,7 @@ class Read:
     pleura_depth: Float[np.ndarray, "frame x"]  # [m]
     doubt: Float[np.ndarray, "frame x"]  # [m] of the pleura
     reference: Float[np.ndarray, " frame"]  # energy of the echoes that images and traces were divided by
-    center: Float[np.ndarray, "frame z x"] | None = None  # an estimate of the map, fraction 0-1
+    center: Float[np.ndarray, "frame node x"] | None = None  # estimated map, channels one below the other
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,7 @@ class Conditioner:
         scan: Scan,
         detector: PleuraDetector,
         speed: float = 1.0,
-        center: RidgeModel | None = None,
+        center: Estimator | None = None,
     ) -> None:
         self.config, self.detector, self.center = config, detector, center
         self.scan = replace(scan, sound_speed=speed * scan.sound_speed)

@@ -78,6 +78,7 @@ class LungForward:
             torch.from_numpy(np.ascontiguousarray(v[:depth], np.float32)) for v in (medium.sound_speed, medium.density)
         )
         self._base: tuple[Tensor, Tensor] | None = None  # the last maps that a derivative was asked at, their echoes
+        self._kept: tuple[Tensor, tuple[Tensor, ...], Callable[[Tensor], Fields]] | None = None  # of the last adjoint
         self._factors = torch.tensor((1.0, *AIR_DENSITY))
 
     @property
@@ -123,15 +124,20 @@ class LungForward:
             return lost((moved.to(x.dtype) - self._base[1]) / size)
 
     def vjp(self, x: Float[Tensor, "n 2 row x"], u: Float[Tensor, "n tx time el"]) -> Float[Tensor, "n 2 row x"]:
-        """The adjoint of ``jvp``."""
+        """The adjoint of ``jvp``; the propagation at the last ``x`` is kept for the next ``u``."""
         (at, seen), lost = _finite(x, u)
-        at = at.detach().requires_grad_()
-        with torch.enable_grad():
-            fields = self.fields(at)
+        if self._kept is None or not torch.equal(self._kept[0], at):
+            free = at.detach().clone().requires_grad_()
+            with torch.enable_grad():
+                fields = self.fields(free)
+            self._kept = None  # its memory before the new one
+            pull = self.simulator.pullback(_medium(*(field.detach() for field in fields)))[1]
+            self._kept = free, fields, pull
+        free, fields, pull = self._kept
         late = self.simulator.samples - self.samples
-        full = self._gain * torch.nn.functional.pad(seen.float(), (0, 0, 0, late))
-        gradient = self.simulator.vjp(_medium(*(field.detach() for field in fields)), full)[1]
-        return lost(torch.autograd.grad(fields, at, (gradient.sound_speed, gradient.density, gradient.air))[0])
+        found = pull(self._gain * torch.nn.functional.pad(seen.float(), (0, 0, 0, late)))
+        slopes = (found.sound_speed, found.density, found.air)
+        return lost(torch.autograd.grad(fields, free, slopes, retain_graph=True)[0])
 
     def _hear(self, speed: Tensor, density: Tensor, air: Tensor) -> Float[Tensor, "n tx time el"]:
         return (self._gain * self.simulator.channels(_medium(speed, density, air)))[:, :, : self.samples]

@@ -37,7 +37,10 @@ from lungwave.posterior.folder import (
     read_conditional,
     read_reader,
     reader_facts,
+    unpack,
 )
+from lungwave.posterior.linear import Linear
+from lungwave.posterior.outline import Outline
 from lungwave.posterior.pleura import PleuraDetector
 from lungwave.posterior.resolved_pairs import Guess, ResolvedConditioner
 from lungwave.repro import manifest, stream
@@ -89,6 +92,7 @@ class ResolvedModel:
     scaling: Scaling
     scales: Scales
     detector: PleuraDetector
+    outline: Outline
     discrepancy: Discrepancy  # what the forward model leaves out, in units of the echoes' RMS
     prior_std: Float[np.ndarray, "z x"]  # of the macroscopic maps it was trained on
     drawn: Config  # of the acquisition, the lungs and their macroscopic maps
@@ -137,7 +141,7 @@ class ResolvedModel:
 
     @cached_property
     def _conditioner(self) -> ResolvedConditioner:
-        return ResolvedConditioner(self.config, self.scan, self.detector)
+        return ResolvedConditioner(self.config, self.scan, self.detector, center=self.outline)
 
     def draw(
         self, rf: Frames, top: Float[np.ndarray, "frame x"], count: int, *, seed: int = 0,
@@ -188,6 +192,8 @@ def save_resolved(
     """Write a model folder: model.safetensors, config.json, README.md."""
     weights = conditional_weights(model.denoiser, dtype, str(folder))
     weights |= pack({"scales": model.scales, "detector": model.detector, "prior_std": model.prior_std})
+    outline = {"outline": model.outline, "outline.head": model.outline.head}
+    weights |= {name: value.float() for name, value in pack(outline).items()}
     # the covariance would take as much room as the network, its pairs a tenth of it
     weights["pairs"] = torch.from_numpy(np.asarray(model.discrepancy.differences, np.float16))
     about = {
@@ -219,8 +225,11 @@ def load_resolved(folder: Path) -> ResolvedModel:
         channels = len(state[SPECTRUM])
         if channels != CHANNELS:
             raise LungwaveError(f"its maps have {channels} channels, resolved ones have {CHANNELS}")
+        parts = unpack(state, "outline")
+        head = Linear(**{name.removeprefix("head."): parts.pop(name) for name in list(parts) if "." in name})
+        outline = Outline(head, **parts)
         shrinkage, pairs = float(about["shrinkage"]), state["pairs"].double().numpy()
         return ResolvedModel(
-            conditional, scaling, scales, detector, Discrepancy.of(pairs, shrinkage),
+            conditional, scaling, scales, detector, outline, Discrepancy.of(pairs, shrinkage),
             state["prior_std"].double().numpy(), config.override({"map": about["map"]}), held,
         )  # fmt: skip

@@ -22,6 +22,7 @@ from lungwave.models.unet import Condition
 from lungwave.phantom.anatomy import draw
 from lungwave.phantom.resolved import CHANNELS, first_depth, resolved, resolved_config
 from lungwave.posterior.conditioning import FARTHEST, Conditioner, Scales, companded, scaled
+from lungwave.posterior.outline import Outline
 from lungwave.posterior.pairs import Disturbance, Pairs, PairSource, noisy
 from lungwave.posterior.pleura import PleuraDetector
 from lungwave.progress import Progress
@@ -46,12 +47,12 @@ class Guess:
 
 
 class ResolvedConditioner(Conditioner):
-    """Also told of a guess: its map, and I/Q images and traces of what it leaves; all zero where there is none."""
+    """Also told of the outline, and of a guess: its map, I/Q images and traces of what it leaves, zero for none."""
 
     @property
     def more(self) -> int:
         """Images beside those of a recording."""
-        return 2 * self.scan.transmits + TOLD
+        return CHANNELS + 2 * self.scan.transmits + TOLD
 
     def tell(
         self, rf: Frames, top: Float[np.ndarray, "frame x"], scales: Scales, scaling: Scaling,
@@ -59,10 +60,11 @@ class ResolvedConditioner(Conditioner):
     ) -> Condition:  # fmt: skip
         """The condition of frames whose maps begin at ``top`` [m]; where ``guessed`` is 0, the guess is ignored."""
         read = self.read(rf, top=top)
-        cond = scaled(read, scales, scaling)
-        assert cond.image is not None and cond.traces is not None
+        cond = scaled(replace(read, center=None), scales, scaling)
+        assert cond.image is not None and cond.traces is not None and read.center is not None
+        outline = scaling.to_network(torch.from_numpy(read.center)).unflatten(1, (CHANNELS, -1))
         n, parts = len(rf), 2 * self.scan.transmits
-        images = torch.zeros(n, self.more, *cond.image.shape[2:])
+        images = torch.zeros(n, self.more - CHANNELS, *cond.image.shape[2:])
         traces = torch.zeros_like(cond.traces)
         if guess is not None:
             left = np.asarray(rf, np.float32).copy()
@@ -78,7 +80,9 @@ class ResolvedConditioner(Conditioner):
             if guessed is not None:
                 keep = torch.from_numpy(np.asarray(guessed, np.float32)).view(-1, 1, 1, 1)
                 images, traces = images * keep, traces * keep
-        return replace(cond, image=torch.cat([cond.image, images], 1), traces=torch.cat([cond.traces, traces], 1))
+        return replace(
+            cond, image=torch.cat([cond.image, outline, images], 1), traces=torch.cat([cond.traces, traces], 1)
+        )
 
     def places(self) -> Float[torch.Tensor, "tx el 2"]:
         """Those of the recording, then of what a guess leaves of it."""
@@ -147,11 +151,11 @@ class ResolvedSource(PairSource):
 
     def __init__(
         self, pairs: ResolvedPairs, scaling: Scaling, scales: Scales, detector: PleuraDetector,
-        disturbance: Disturbance, seed: int = 0, guesses: Guesses | None = None,
+        disturbance: Disturbance, outline: Outline, seed: int = 0, guesses: Guesses | None = None,
     ) -> None:  # fmt: skip
         super().__init__(pairs, scaling, scales, detector, disturbance, seed)
         self.guesses = guesses
-        self.conditioner = ResolvedConditioner(pairs.config, pairs.scan, detector)
+        self.conditioner = ResolvedConditioner(pairs.config, pairs.scan, detector, center=outline)
 
     @property
     def digest(self) -> str:

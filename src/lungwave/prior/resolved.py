@@ -17,6 +17,7 @@ from lungwave.phantom.resolved import shown_config
 from lungwave.posterior.discrepancy import Discrepancy
 from lungwave.posterior.guided import Wall
 from lungwave.posterior.lung import LungForward
+from lungwave.posterior.outline import Outline
 from lungwave.posterior.pairs import fit_pleura, fit_scales
 from lungwave.posterior.resolved import ResolvedModel, load_resolved
 from lungwave.posterior.resolved_pairs import Guess, Guesses, ResolvedConditioner, ResolvedPairs, ResolvedSource
@@ -39,7 +40,8 @@ def ingredients(pairs: ResolvedPairs, plan: Posterior) -> Ingredients:
     kept, held = pairs.take(inside), pairs.take(outside)
     if before is None:
         detector = fit_pleura(kept, plan.disturbance.snr_db, seed)
-        conditioner = ResolvedConditioner(kept.config, kept.scan, detector)
+        outline = Outline.fit(kept, detector.search, plan.disturbance.snr_db, seed)
+        conditioner = ResolvedConditioner(kept.config, kept.scan, detector, center=outline)
         scales = fit_scales(kept, conditioner, plan.disturbance.snr_db, seed)
         maps = torch.from_numpy(kept.maps(kept.sample)).double()
         scaling = Scaling(float(maps.mean()), float(maps.std()))
@@ -47,11 +49,19 @@ def ingredients(pairs: ResolvedPairs, plan: Posterior) -> Ingredients:
         discrepancy, guesses = fit_discrepancy(kept, scaling), None
     else:
         detector, scales, scaling, discrepancy = before.detector, before.scales, before.scaling, before.discrepancy
-        conditioner, spectrum = ResolvedConditioner(kept.config, kept.scan, detector), before.inner.spectrum
+        outline, spectrum = before.outline, before.inner.spectrum
+        conditioner = ResolvedConditioner(kept.config, kept.scan, detector, center=outline)
         guesses = _kept_guesses(before, pairs, plan)
     source, other = (
         ResolvedSource(
-            part, scaling, scales, detector, plan.disturbance, seed, None if guesses is None else guesses.take(rows)
+            part,
+            scaling,
+            scales,
+            detector,
+            plan.disturbance,
+            outline,
+            seed,
+            None if guesses is None else guesses.take(rows),
         )
         for part, rows in ((kept, inside), (held, outside))
     )
@@ -64,7 +74,7 @@ def ingredients(pairs: ResolvedPairs, plan: Posterior) -> Ingredients:
                 f"{plan.refine} is another network; give the --channels, --mult, --patch ... of its training"
             ) from None
     prior_std = kept.cases.smooth[:, : shown_config(kept.drawn).map.rows].std(0)
-    exported = ResolvedModel(model, scaling, scales, detector, discrepancy, prior_std, kept.drawn, {})
+    exported = ResolvedModel(model, scaling, scales, detector, outline, discrepancy, prior_std, kept.drawn, {})
     return Ingredients(model, network, source, other, exported, started)
 
 
