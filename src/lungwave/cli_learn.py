@@ -228,7 +228,9 @@ class Train(Planned):
             return Pairs.stream(self.data, self.quiet) if self.stream else Pairs.read(self.data, self.quiet)
         if self.stream or self.center is not None or self.method != "diffusion":
             raise UsageError("--field resolved takes neither --stream nor --center, and --method diffusion only")
-        return ResolvedPairs.draw(Pairs.read(self.data, self.quiet), self.quiet)
+        return ResolvedPairs.draw(
+            Pairs.read(self.data, self.quiet), self.quiet, None if self.dry_run else self.out / "drawn.npz"
+        )
 
     @property
     def _make(self) -> Any:

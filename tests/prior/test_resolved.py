@@ -91,6 +91,21 @@ def test_pairs_hold_the_map_below_the_wall(pairs: ResolvedPairs) -> None:
     np.testing.assert_array_equal(part.tops(np.array([0])), pairs.tops(np.array([5])))
 
 
+def test_drawn_maps_are_kept_for_a_resume(
+    pairs: ResolvedPairs, micro_cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are read instead of drawn again, but not for other cases."""
+    few, kept = Pairs.read(micro_cases, quiet=True).take(np.arange(3)), tmp_path / "drawn.npz"
+    first = ResolvedPairs.draw(few, True, kept)
+    with monkeypatch.context() as patch:
+        patch.setattr("lungwave.posterior.resolved_pairs.draw", None)
+        again = ResolvedPairs.draw(few, True, kept)
+    np.testing.assert_array_equal(again.nodes, pairs.nodes[:3])
+    np.testing.assert_array_equal(again.top, first.top)
+    other = ResolvedPairs.draw(few.take(np.array([2])), True, kept)
+    np.testing.assert_array_equal(other.nodes, pairs.nodes[2:3])
+
+
 def test_a_mirrored_pair_is_the_pair_of_the_mirrored_lung(pairs: ResolvedPairs) -> None:
     """What a training sees is the map or its mirror image, and its condition is that of the mirrored echoes."""
     plan = Posterior(Prior(TrainConfig(seed=2), NETWORK, held_out=0.15), replace(KNOWN, dead=0, missing=0, drop=0))
@@ -114,6 +129,8 @@ def test_a_stored_model_draws_the_same(model: ResolvedModel, folder: Path, heard
     assert torch.equal(again.draw(rf, top, 3, steps=3), drawn)
     assert torch.allclose(model.draw(rf, top, 2, steps=3, first=1)[0], drawn[0, 1:], atol=1e-4)
     assert again.drawn == model.drawn and again.size == (24, 96)
+    cond = model.condition(rf, top).image
+    assert cond is not None and float(cond.abs().max()) < 20, "an outline whose still features were rounded is huge"
     np.testing.assert_allclose(again.discrepancy.covariance, model.discrepancy.covariance)
     with pytest.raises(UsageError, match="not finite"):
         model.draw(np.full_like(rf, np.nan), top, 2)

@@ -1,8 +1,9 @@
 """A recording under a known chest wall in, samples of the resolved lung out, led by the wave equation.
 
 guided     from pure noise, on the prior of resolved lungs
-hybrid     from samples of the learned posterior, noised to about one standard deviation of the prior, then a few levels
-           on the prior; never on the learned posterior, which has heard the echoes already
+hybrid     from samples of the learned posterior, noised a little, then two levels on the prior with as many
+           Gauss-Newton steps as the calls pay for; with ``warm`` at one standard deviation of the prior, levels of one
+           step each. Never on the learned posterior, which has heard the echoes already
 refined    these samples, each drawn anew a few times by the same network, told of it and of what it leaves of the
            recording; a call is one propagation then
 amortized  the learned samples as they are
@@ -14,7 +15,7 @@ part of them, on any worker, is the same.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -45,7 +46,7 @@ GUIDED, HYBRID, REFINED, AMORTIZED = "guided", "hybrid", "refined", "amortized"
 INNER = Inner(newton=1, gradients=4)
 CALLS_A_LEVEL = 1 + INNER.newton * INNER.gradients  # gradients of the wave equation
 CALLS = {GUIDED: 200, HYBRID: 50, REFINED: 3, AMORTIZED: 0}  # for each sample, unless others are asked for
-WARM = 1.0  # network units of noise that a hybrid begins with
+WARM, STAGES = 0.1, 2  # network units of noise that a hybrid begins with, and its levels as long as that is all
 COLDEST = 0.05  # last noise level
 
 
@@ -106,13 +107,15 @@ def lead(
     seed: int = 0,
     name: int = 0,
     unknown: Unknown | None = None,
+    warm: float = WARM,
     callback: Callable[[Level], Any] | None = None,
     **how: Any,
 ) -> Guided:
     """Samples number ``samples`` of the recording ``name``, with ``calls`` gradients of the wave equation for each.
 
-    ``how`` goes to the sampler. Raises UsageError for an unknown method, calls that make no level, or a recording that
-    is not finite; LungwaveError where all samples were lost.
+    ``warm`` is the noise [network units] that a hybrid begins with; ``how`` goes to the sampler. Raises UsageError for
+    an unknown method, calls that make no level, or a recording that is not finite; LungwaveError where all samples were
+    lost.
     """
     rf = np.asarray(heard.rf, np.float32)
     if not np.isfinite(rf).all():
@@ -126,8 +129,12 @@ def lead(
     seeds = Seeds(int(stream(seed, "guided", name).integers(2**31)), samples)
     same: dict[str, Any] = {"callback": callback, **how}
     if method in (GUIDED, HYBRID, "daps_rto"):
-        same = {"inner": INNER, "guess": SpectralGuess(model.inner), **same}
-        same = {"levels": levels_of(spent), "sigma_min": COLDEST, **same}
+        levels, inner = levels_of(spent), INNER
+        if method == HYBRID and warm <= WARM:
+            levels = min(levels, STAGES)
+            inner = replace(INNER, newton=spent // (levels * CALLS_A_LEVEL))
+        same = {"inner": inner, "guess": SpectralGuess(model.inner), **same}
+        same = {"levels": levels, "sigma_min": COLDEST, **same}
     with torch.no_grad():
         if method in (HYBRID, REFINED, AMORTIZED):
             start = model.draw(rf[None], heard.wall.top[None], len(samples), seed=seed, names=[name], first=samples[0])
@@ -137,7 +144,7 @@ def lead(
                 if not model.refines:
                     raise UsageError("this model did not learn what to make of a guess; train one with --refine")
                 return _refined(model, heard, problem, seeds, start[0], spent, seed, name)
-            return SAMPLERS["daps_rto"](problem, seeds, sigma_max=WARM, start=start[0], **same)
+            return SAMPLERS["daps_rto"](problem, seeds, sigma_max=warm, start=start[0], **same)
         sampler = "daps_rto" if method == GUIDED else method
         if sampler not in SAMPLERS:
             known = ", ".join([GUIDED, HYBRID, REFINED, AMORTIZED, *SAMPLERS])

@@ -19,6 +19,7 @@ from lungwave.posterior.ridge import features_below, local_rows
 
 CASES = 12000  # that it is fitted on, at most
 STEP = 16  # columns skipped there
+STILL = 1e-6  # spread of a feature that says nothing
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Outline:
             whole.append(features)
         columns, features = np.concatenate(local), np.concatenate(whole)
         raw = local_rows(columns, features, slice(None))
-        center, scale = raw.mean(0), raw.std(0) + 1e-9
+        center, spread = raw.mean(0), raw.std(0)
+        scale = np.where(spread > STILL, spread, 1 / STILL)  # else rounding alone would count
         nodes = pairs.maps(rows)[..., STEP // 2 :: STEP]
         y = nodes.reshape(len(rows), CHANNELS * nodes.shape[2], -1).transpose(0, 2, 1).reshape(len(raw), -1)
         groups = np.repeat(pairs.cases.base_id[rows], columns.shape[2])

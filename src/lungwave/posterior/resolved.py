@@ -192,8 +192,7 @@ def save_resolved(
     """Write a model folder: model.safetensors, config.json, README.md."""
     weights = conditional_weights(model.denoiser, dtype, str(folder))
     weights |= pack({"scales": model.scales, "detector": model.detector, "prior_std": model.prior_std})
-    outline = {"outline": model.outline, "outline.head": model.outline.head}
-    weights |= {name: value.float() for name, value in pack(outline).items()}
+    weights |= pack({"outline": model.outline, "outline.head": model.outline.head})
     # the covariance would take as much room as the network, its pairs a tenth of it
     weights["pairs"] = torch.from_numpy(np.asarray(model.discrepancy.differences, np.float16))
     about = {
