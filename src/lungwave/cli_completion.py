@@ -16,12 +16,13 @@ from typing import Any, Literal
 
 from lungwave.cli_options import Configured, Options, Positional
 from lungwave.config import PRESETS, Config
-from lungwave.shipped import ECHOES, PRIOR, SHIPPED
+from lungwave.shipped import ECHOES, PRIOR, RESOLVED, SHIPPED
 from lungwave.types import UsageError
 
 SHELLS = ("bash", "zsh", "tcsh")
 POSITIONAL = typing.get_args(Positional[int])[1]  # how tyro marks what is given without an option
-MODELS = {"model": ECHOES, "center": ECHOES, "init": PRIOR}  # options that take the name of a shipped model
+# options that take the name of a shipped model
+MODELS = {"model": ECHOES + RESOLVED, "center": ECHOES, "init": PRIOR, "refine": RESOLVED}
 
 
 @dataclass(frozen=True)

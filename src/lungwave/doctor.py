@@ -22,9 +22,10 @@ from lungwave.models.checkpoint import ABOUT, WEIGHTS, load_model, plain
 from lungwave.models.unet import UNetConfig, describe
 from lungwave.phantom.anatomy import draw, rasterise
 from lungwave.posterior.reconstruct import DEFAULT, load_any_model
+from lungwave.posterior.resolved import load_resolved
 from lungwave.prior.build import fitted
 from lungwave.repro import sha256, versions
-from lungwave.shipped import PRIOR, SHIPPED
+from lungwave.shipped import PRIOR, RESOLVED, SHIPPED
 from lungwave.types import LungwaveError, UsageError
 
 State = Literal["fine", "note", "wrong"]
@@ -142,7 +143,7 @@ def _models() -> Iterator[Finding]:
                     f"{', '.join(net['attention'])}"
                 )
             else:
-                load_any_model(path)
+                (load_resolved if path.name.startswith(RESOLVED) else load_any_model)(path)
                 said = f"{(path / WEIGHTS).stat().st_size / 2**20:.1f} MiB, reads echoes"
             yield Finding(path.name, "fine", f"{said}, sha256 {sha256(path / WEIGHTS)[:12]}")
         except (LungwaveError, OSError) as error:

@@ -30,7 +30,7 @@ TYPED = [
     (("train", "maps.npz", "--no-"), {"--no-flip"}, {"--no-echoes"}),
     (("generate", "--grid.s"), {"--grid.spacing", "--grid.steps"}, {"--grid.depth"}),
     (("generate", "--preset", ""), {"micro", "tiny", "paper"}, {"healthy"}),
-    (("reconstruct", "rf.h5", "--model", ""), {"posterior-tiny", "ridge-tiny"}, {"prior-tiny"}),
+    (("reconstruct", "rf.h5", "--model", ""), {"posterior-tiny", "ridge-tiny", "resolved-micro"}, {"prior-tiny"}),
     (("sample", "pri"), {"prior-tiny", "prior-strip"}, {"posterior-tiny"}),
     (("legacy", "image_train", "--num_c"), {"--num_channels"}, {"--num_heads"}),
 ]

@@ -168,6 +168,8 @@ def test_guidance_explains_the_echoes_better(model: ResolvedModel, heard: Heard)
     assert float(found.chi2.mean()) < float(before.chi2.mean()) and before.calls["vjp"] == 0
     alone = lead(model, heard, range(1, 2), method=HYBRID, calls=10)
     assert torch.allclose(alone.maps[0], found.maps[1], atol=1e-3)
+    far = lead(model, heard, range(1), method=HYBRID, calls=10, warm=1.0)
+    assert far.calls["vjp"] == 10 and far.levels[0].sigma == 1.0
     cold = lead(model, heard, range(1), method=GUIDED, calls=5)
     assert cold.calls["vjp"] == 5 and cold.maps.shape == (1, 2, 24, 96)
     assert lead(model, heard, range(1), method="red_diff", levels=2).calls["vjp"] == 2
