@@ -127,12 +127,12 @@ class LungForward:
         """The adjoint of ``jvp``; the propagation at the last ``x`` is kept for the next ``u``."""
         (at, seen), lost = _finite(x, u)
         if self._kept is None or not torch.equal(self._kept[0], at):
-            free = at.detach().clone().requires_grad_()
+            self._kept = None  # gives its memory back first
+            start = at.detach().clone().requires_grad_()
             with torch.enable_grad():
-                fields = self.fields(free)
-            self._kept = None  # its memory before the new one
-            pull = self.simulator.pullback(_medium(*(field.detach() for field in fields)))[1]
-            self._kept = free, fields, pull
+                placed = self.fields(start)
+            medium = _medium(*(field.detach() for field in placed))
+            self._kept = start, placed, self.simulator.pullback(medium)[1]
         free, fields, pull = self._kept
         late = self.simulator.samples - self.samples
         found = pull(self._gain * torch.nn.functional.pad(seen.float(), (0, 0, 0, late)))
