@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 # Verb -> (module and class, what it does). Two words where a verb has verbs of its own.
 VERBS: dict[str, tuple[str, str]] = {
@@ -57,6 +58,9 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 
 
+MOMENT = 0.02  # [s] until a signal whose exception was lost is sent again
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, as a batch system or ``kill`` sends it; whatever cleans up after Ctrl-C cleans up after it."""
 
@@ -82,7 +86,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Raise Terminated on SIGTERM; only the main thread may listen to signals."""
+    """Raise Terminated on SIGTERM; only the main thread may listen to signals.
+
+    What is raised while Python calls back a weak reference or a finalizer, it prints and forgets; such an end, Ctrl-C's
+    as well, is asked for once more a moment later.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -90,11 +98,20 @@ def _terminable() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise Terminated
 
-    before = signal.signal(signal.SIGTERM, stop)
+    def forgotten(ignored: Any) -> None:
+        if not isinstance(ignored.exc_value, KeyboardInterrupt):
+            hook(ignored)
+            return
+        again = signal.SIGTERM if isinstance(ignored.exc_value, Terminated) else signal.SIGINT
+        threading.Timer(MOMENT, os.kill, (os.getpid(), again)).start()
+
+    before, hook = signal.signal(signal.SIGTERM, stop), sys.unraisablehook
+    sys.unraisablehook = forgotten
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = hook
 
 
 def _dispatch(arguments: list[str]) -> int:

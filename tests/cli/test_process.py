@@ -54,6 +54,39 @@ def test_a_stop_is_one_line_and_its_code(number: int, code: int, word: str, tmp_
     assert list(tmp_path.rglob("*.part")) == []
 
 
+STOPPED_IN_A_CALLBACK = """
+import os, signal, sys, time, weakref
+import lungwave.cli
+
+class Held: pass
+
+def dying(reference):
+    os.kill(os.getpid(), signal.{name})
+    for _ in range(1000): pass  # the handler runs here, where Python forgets what it raises
+
+def work(arguments):
+    held = Held()
+    reference = weakref.ref(held, dying)
+    del held
+    end = time.monotonic() + 30
+    while time.monotonic() < end: pass
+    return 0
+
+lungwave.cli._dispatch = work
+sys.exit(lungwave.cli.main([]))
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_stop_that_python_forgets_is_not_forgotten(name: str, code: int) -> None:
+    """A signal that arrives while a weak reference is called back, as it does once in some thousand stops."""
+    clock = time.monotonic()
+    program = STOPPED_IN_A_CALLBACK.format(name=name)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code and time.monotonic() - clock < 25
+    assert len(done.stderr.splitlines()) == 1 and "rerun the same command" in done.stderr
+
+
 @pytest.mark.parametrize("moment", ["starting", "working"])
 def test_interrupted_workers_say_nothing(moment: str, tmp_path: Path) -> None:
     """Ctrl-C reaches every process of the terminal; finished files stay, and only one line is said."""

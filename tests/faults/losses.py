@@ -74,11 +74,21 @@ def dask(folder: Path, draw: np.random.Generator) -> tuple[list[int], bool]:
 
 
 def ranks(folder: Path, draw: np.random.Generator) -> tuple[list[int], bool]:
-    """One of two ranks of a training."""
+    """One of two ranks of a training.
+
+    torchrun ends with a report of its own, which names the rank and the signal below a traceback of its own code; what
+    is judged is what lungwave says before it.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
     run = running(folder, [*launch, "-m", "lungwave", *TRAIN.words.split(), "--quiet"])
     hit = kill_one(run, b"lungwave", folder / "out", "state.safetensors", draw)
-    return [run.wait(600)], hit
+    code, said = run.wait(600), folder / "stderr.txt"
+    ours, traceback, report = said.read_text().partition("Traceback (most recent call last):")
+    if "ChildFailedError" in report and "Traceback" not in report and "(SIGKILL)" in report:
+        said.write_text(ours)
+    else:
+        said.write_text(ours + traceback + report)
+    return [code], hit
