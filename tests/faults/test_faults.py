@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from faults import damage, processes
+from faults import damage, losses, processes
 from lungwave.config import preset
 from lungwave.data.generate import generate, shard_path
 from lungwave.data.merge import merge
@@ -124,3 +124,16 @@ def test_ranges_are_merged_and_what_does_not_fit_is_named(tmp_path: Path) -> Non
     damaged.write_bytes(shard_path(out, range(4, 6)).read_bytes()[:-1])
     with pytest.raises(LungwaveError, match="damaged"):
         merge([a, b], tmp_path / "new")
+
+
+def test_a_rank_that_dies_leaves_a_sentence_and_a_resume(tmp_path: Path) -> None:
+    """The other rank says what to do; the same command again gives the weights of a training that nothing disturbed."""
+    source = tmp_path / "prepared"
+    source.mkdir()
+    processes.prepare(source)
+    whole, folder = (processes.fresh(source, tmp_path / name) for name in ("whole", "hurt"))
+    assert losses.TRAIN.run(whole) == 0
+    codes, hit = losses.ranks(folder, np.random.default_rng(0))
+    assert hit and "another rank has ended; start all of them" in (folder / "stderr.txt").read_text()
+    found, note = processes.verdict(folder, losses.TRAIN, processes.content(whole / losses.TRAIN.out), codes)
+    assert found == "refused", note

@@ -17,7 +17,7 @@ import torch.distributed as distributed
 from jaxtyping import Int
 from torch import Tensor
 
-from lungwave.types import UsageError
+from lungwave.types import LungwaveError, UsageError
 
 # Variables of (rank, ranks, rank on this machine) by launcher.
 LAUNCHERS = (
@@ -100,8 +100,17 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
     distributed.init_process_group(engine, rank=rank, world_size=count)
     try:
         yield Ranks(rank, count, place)
+    except RuntimeError as error:
+        if not _left_alone(error):
+            raise
+        raise LungwaveError("another rank has ended; start all of them with the same command to go on") from None
     finally:
         distributed.destroy_process_group()
+
+
+def _left_alone(error: RuntimeError) -> bool:
+    """Whether a message to the other ranks failed; gloo says so in words alone."""
+    return isinstance(error, distributed.DistError) or "gloo" in str(error) or "closed by peer" in str(error)
 
 
 def _device(name: str, local: int) -> torch.device:
