@@ -20,9 +20,9 @@ TRAIN = COMMANDS["train"]
 
 def running(folder: Path, words: list[str]) -> subprocess.Popen[str]:
     """A command of its own, with what it says kept in stderr.txt."""
-    said = (folder / "stderr.txt").open("w")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(words, cwd=folder, stderr=said, stdout=said, text=True, env=environment)
+    with (folder / "stderr.txt").open("w") as said:
+        return subprocess.Popen(words, cwd=folder, stderr=said, stdout=said, text=True, env=environment)
 
 
 def children_of(parent: int, word: bytes) -> list[int]:
