@@ -45,10 +45,9 @@ import numpy as np
 import torch
 from scipy.stats import t as student
 
-from lungwave.acoustics.forward import Simulator
 from lungwave.acoustics.receive import echo_rms
 from lungwave.config import Config
-from lungwave.data.generate import Case, received, simulate_case
+from lungwave.data.generate import Case, received
 from lungwave.evaluate.calibration import ranks, uniformity
 from lungwave.evaluate.scores import crps_fair
 from lungwave.led import MISFIT
@@ -63,7 +62,7 @@ from lungwave.repro import atomic_path, stream, versions, write_json
 from lungwave.shipped import RESOLVED, model_folder
 from lungwave.types import MM
 from train import machine
-from transfer import by_lungwave, fine, independently
+from transfer import by_lungwave, fine, independently, simulator_of
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -97,7 +96,7 @@ def settings(name: str, calls: int, warm: str = "") -> dict[str, Any]:
 
 def told(case: Case, config: Config, setting: str) -> Heard:
     """The recording of a lung, and what the methods believe of it."""
-    simulator = Simulator(config)
+    simulator = simulator_of(config)
     louder = {"half the noise": 0.5, "twice the noise": 2.0}.get(setting, 1.0)
     snr = SNR - 20 * np.log10(louder)
     wall = Wall.of(case.anatomy, config)
@@ -116,13 +115,9 @@ def told(case: Case, config: Config, setting: str) -> Heard:
 
 def simulated(config: Config, index: int, setting: str) -> Case:
     """Lung ``index`` with its echoes."""
-    if setting == "grid twice as fine":
-        return by_lungwave(config, index, fine(config))
-    return (
-        independently(config, index)
-        if setting == "independent solver"
-        else simulate_case(config, index, Simulator(config))
-    )
+    if setting == "independent solver":
+        return independently(config, index)
+    return by_lungwave(config, index, fine(config) if setting == "grid twice as fine" else config)
 
 
 def judged(folder: Path, index: int, setting: str, methods: Sequence[str], samples: int) -> list[dict[str, Any]]:
@@ -132,9 +127,8 @@ def judged(folder: Path, index: int, setting: str, methods: Sequence[str], sampl
     config = model.drawn.override({"seed": SEED, "receive.snr_db": SNR})
     shown, case = shown_config(config), simulated(config, index, setting)
     heard = told(case, config, setting)
-    truth = airspace(resolved(case.anatomy, config)[0])
-    known = macroscopic(resolved(case.anatomy, config)[:1], shown)
-    explained = misfit(model, heard, resolved(case.anatomy, config))
+    nodes = resolved(case.anatomy, config)
+    truth, known, explained = airspace(nodes[0]), macroscopic(nodes[:1], shown), misfit(model, heard, nodes)
     learned = lead(model, heard, range(max(samples, ENOUGH)), method=AMORTIZED)
     depth = float(np.median(informed(model, learned.maps, shown)))
     rows = max(1, round(depth / config.grid.spacing))

@@ -86,9 +86,7 @@ def ranks(folder: Path, draw: np.random.Generator) -> tuple[list[int], bool]:
     run = running(folder, [*launch, "-m", "lungwave", *TRAIN.words.split(), "--quiet"])
     hit = kill_one(run, b"lungwave", folder / "out", "state.safetensors", draw)
     code, said = run.wait(600), folder / "stderr.txt"
-    ours, traceback, report = said.read_text().partition("Traceback (most recent call last):")
+    ours, _, report = said.read_text().partition("Traceback (most recent call last):")
     if "ChildFailedError" in report and "Traceback" not in report and "(SIGKILL)" in report:
         said.write_text(ours)
-    else:
-        said.write_text(ours + traceback + report)
     return [code], hit

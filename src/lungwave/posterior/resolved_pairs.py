@@ -67,7 +67,7 @@ class ResolvedConditioner(Conditioner):
         assert cond.image is not None and cond.traces is not None and read.center is not None
         outline = scaling.to_network(torch.from_numpy(read.center)).unflatten(1, (CHANNELS, -1))
         n, parts = len(rf), 2 * self.scan.transmits
-        images = torch.zeros(n, self.more - CHANNELS, *cond.image.shape[2:])
+        images = torch.zeros(n, parts + TOLD, *cond.image.shape[2:])
         traces = torch.zeros_like(cond.traces)
         if guess is not None:
             left = np.asarray(rf, np.float32).copy()
@@ -105,23 +105,29 @@ class ResolvedPairs(Pairs):
     def draw(cls, pairs: Pairs, quiet: bool = False, kept: Path | None = None) -> ResolvedPairs:
         """The resolved maps of generated cases, which are drawn again, or read from the file ``kept`` of an earlier
         time; that is written otherwise."""
-        config = resolved_config(pairs.config)
+        if kept is None:
+            return cls._drawn(pairs, quiet)
         seal = np.frombuffer(bytes.fromhex(pairs.digest), np.uint8)
-        if kept is not None and kept.exists():
+        if kept.exists():
             held = numpy_arrays(kept)
             if "cases" in held and np.array_equal(held["cases"], seal):
+                config = resolved_config(pairs.config)
                 return cls(pairs.rf, pairs.cases, config, pairs.config, held["nodes"], held["top"])
-        found, tops = [], []
+        found = cls._drawn(pairs, quiet)
+        save_npz(kept, nodes=found.nodes, top=found.top, cases=seal)
+        return found
+
+    @classmethod
+    def _drawn(cls, pairs: Pairs, quiet: bool) -> ResolvedPairs:
+        nodes, tops = [], []
         with Progress(len(pairs), "draw", quiet=quiet) as progress:
             for index in pairs.cases.index:
                 anatomy = draw(pairs.config, int(index))
-                found.append(resolved(anatomy, pairs.config).astype(np.float16))
+                nodes.append(resolved(anatomy, pairs.config).astype(np.float16))
                 tops.append(first_depth(anatomy, pairs.config))
                 progress.advance()
-        nodes, top = np.stack(found), np.stack(tops)
-        if kept is not None:
-            save_npz(kept, nodes=nodes, top=top, cases=seal)
-        return cls(pairs.rf, pairs.cases, config, pairs.config, nodes, top)
+        config = resolved_config(pairs.config)
+        return cls(pairs.rf, pairs.cases, config, pairs.config, np.stack(nodes), np.stack(tops))
 
     def take(self, chosen: np.ndarray) -> ResolvedPairs:
         """Some of the cases."""
