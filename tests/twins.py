@@ -128,11 +128,25 @@ def linear(cases: int, draws: int, seed: int = 0) -> Twin:
     root = torch.linalg.cholesky(covariance)
     truth = torch.randn(cases, PIXELS, generator=generator, dtype=torch.float64) @ root.T
     y = truth @ a.T + noise * torch.randn(cases, len(a), generator=generator, dtype=torch.float64)
+    return Twin(Linear(a), denoiser, noise, truth, y, _posterior(a, covariance, noise, y, draws, generator))
+
+
+def half_heard(twin: Twin, looks: list[int], draws: int) -> Tensor:
+    """(case, draw, pixel) of the linear twin's posterior given only some of its looks."""
+    assert isinstance(twin.forward, Linear)
+    heard, generator = twin.y[:, looks], torch.Generator().manual_seed(5)
+    return _posterior(twin.forward.matrix[looks], prior()[1], twin.noise, heard, draws, generator)
+
+
+def _posterior(
+    a: Tensor, covariance: Tensor, noise: float, y: Tensor, draws: int, generator: torch.Generator
+) -> Tensor:
+    """(case, draw, pixel), in closed form."""
     gain = covariance @ a.T @ torch.linalg.inv(a @ covariance @ a.T + noise**2 * torch.eye(len(a)))
     left = covariance - gain @ a @ covariance
     spread = torch.linalg.cholesky((left + left.T) / 2 + 1e-9 * torch.eye(PIXELS))
-    drawn = torch.randn(cases, draws, PIXELS, generator=generator, dtype=torch.float64) @ spread.T
-    return Twin(Linear(a), denoiser, noise, truth, y, (y @ gain.T)[:, None] + drawn)
+    drawn = torch.randn(len(y), draws, PIXELS, generator=generator, dtype=torch.float64)
+    return (y @ gain.T)[:, None] + drawn @ spread.T
 
 
 def nonlinear(cases: int, draws: int, seed: int = 0) -> Twin:

@@ -14,6 +14,7 @@ from lungwave.posterior.likelihood import Counted, Differentiable, Forward, Gaus
 from lungwave.posterior.samplers import SAMPLERS, Guided, Inner, Problem, Unknown, daps_rto, mmps, pnpdm_rto, tds
 from lungwave.posterior.samplers.chains import effective_size, split_rhat
 from lungwave.posterior.samplers.inner import ScalarGuess, SpectralGuess, guess_of
+from lungwave.posterior.samplers.weigh import weigh
 from lungwave.sample import Seeds
 from lungwave.types import LungwaveError, UsageError
 
@@ -85,6 +86,53 @@ def test_mixture_twin() -> None:
 
 
 @pytest.mark.parametrize("name", ["dps", "diffpir", "red_diff", "daps", "lbfgs_tv"])
+def chosen(twin: twins.Twin, candidates: torch.Tensor, count: int) -> torch.Tensor:
+    """(case, draw, pixel): one of every ``count`` candidates of a case, by weight."""
+    cases, many, pixels = candidates.shape
+    left = twin.forward(candidates.reshape(-1, 1, 1, pixels)).reshape(cases, many, -1) - twin.y[:, None]
+    misfit = (left / twin.noise).square().sum(-1).reshape(-1, count)
+    taken = torch.multinomial(weigh(misfit, twin.y.shape[1]), 1, generator=torch.Generator().manual_seed(0))
+    return candidates.reshape(-1, count, pixels)[torch.arange(len(taken)), taken[:, 0]].reshape(cases, -1, pixels)
+
+
+def test_candidates_of_the_posterior_itself_are_left_as_they_are() -> None:
+    """They explain the recording already: counting it twice would make them too narrow."""
+    twin = twins.linear(TRUTHS, DRAWS)
+    scores = twin.scores(chosen(twin, twins.linear(TRUTHS, 25 * DRAWS).reference, 25))
+    exact = twin.scores(twin.reference)
+    assert scores["mean_error"] < 0.1 + 0.8 * math.sqrt(2 / DRAWS)
+    assert 0.95 < scores["variance"] < 1.1
+    assert scores["inside_90"] == pytest.approx(exact["inside_90"], abs=0.02)
+
+
+@pytest.mark.parametrize("looks", [[0, 1, 2, 3], [0, 2, 4, 6], [0, 1, 2, 3, 4, 5]])
+def test_candidates_that_missed_half_of_the_recording_come_near_the_posterior(looks: list[int]) -> None:
+    """Less than half the error and the misfit, never too sure, more candidates nearer still."""
+    twin = twins.linear(TRUTHS, DRAWS)
+    before = twin.scores(twins.half_heard(twin, looks, DRAWS))
+    few, many = (twin.scores(chosen(twin, twins.half_heard(twin, looks, n * DRAWS), n)) for n in (25, 100))
+    assert few["mean_error"] < 0.5 * before["mean_error"]
+    assert few["chi2"] < 0.5 * before["chi2"] and many["chi2"] < few["chi2"]
+    assert many["mean_error"] < few["mean_error"] < before["mean_error"]
+    assert few["variance"] > 1 and many["variance"] > 1
+    assert few["inside_90"] == pytest.approx(0.9, abs=0.03)
+
+
+def test_weights_keep_two_candidates_and_believe_nothing_that_is_not_finite() -> None:
+    """Whatever the scale of the misfits; the likelihood itself where that leaves enough."""
+    misfit = torch.tensor([[4000.0, 1000.0, 9000.0, 2500.0, 1800.0]], dtype=torch.float64)
+    rows = weigh(torch.cat([misfit, 1e3 * misfit, 1e9 * misfit]), 100)
+    assert rows.sum(1).tolist() == pytest.approx([1, 1, 1]) and rows.argmax(1).tolist() == [1, 1, 1]
+    assert (1 / rows.square().sum(1)).tolist() == pytest.approx([2, 2, 2], rel=1e-3)
+    near = torch.tensor([[301.0, 300.0, 302.0]], dtype=torch.float64)
+    assert torch.allclose(weigh(near, 100), torch.softmax(-0.5 * near, 1))
+    for odd in (math.nan, math.inf):
+        weights = weigh(torch.cat([misfit, misfit.new_full((1, 1), odd)], 1), 100)
+        assert float(weights[0, -1]) == 0 and torch.allclose(weights[:, :-1], rows[:1])
+    assert weigh(torch.full((1, 4), math.nan), 9).tolist() == [[0.25] * 4]
+    assert weigh(torch.tensor([[7.0]]), 9).tolist() == [[1]]
+
+
 def test_baselines_fit_the_data_and_do_not_know_their_spread(name: str) -> None:
     """They come nearer to the truth than the prior's mean where the data see it; none is a posterior."""
     settings: dict[str, dict[str, Any]] = {

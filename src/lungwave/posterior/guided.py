@@ -1,9 +1,10 @@
 """A recording under a known chest wall in, samples of the resolved lung out, led by the wave equation.
 
 guided     from pure noise, on the prior of resolved lungs
-hybrid     from samples of the learned posterior, noised a little, then two levels on the prior with as many
-           Gauss-Newton steps as the calls pay for; with ``warm`` at one standard deviation of the prior, levels of one
-           step each. Never on the learned posterior, which has heard the echoes already
+hybrid     half of the calls weigh candidates of the learned posterior by how they explain the echoes
+           (``samplers.weigh``); the one that is taken is noised a little, then a level on the prior follows with as
+           many Gauss-Newton steps as the other half pays for. With ``warm`` at one standard deviation of the prior all
+           calls go to levels of one step each. Never on the learned posterior, which has heard the echoes already
 refined    these samples, each drawn anew a few times by the same network, told of it and of what it leaves of the
            recording; a call is one propagation then
 amortized  the learned samples as they are
@@ -38,15 +39,17 @@ from lungwave.posterior.resolved_pairs import Guess
 from lungwave.posterior.samplers import SAMPLERS, Guided, Inner, Level, Problem, Unknown
 from lungwave.posterior.samplers.inner import SpectralGuess
 from lungwave.posterior.samplers.problem import Run
+from lungwave.posterior.samplers.weigh import weigh
 from lungwave.repro import stream
 from lungwave.sample import Seeds
 from lungwave.types import UsageError
 
 GUIDED, HYBRID, REFINED, AMORTIZED = "guided", "hybrid", "refined", "amortized"
 INNER = Inner(newton=1, gradients=4)
-CALLS_A_LEVEL = 1 + INNER.newton * INNER.gradients  # gradients of the wave equation
-CALLS = {GUIDED: 200, HYBRID: 50, REFINED: 3, AMORTIZED: 0}  # for each sample, unless others are asked for
-WARM, STAGES = 0.1, 2  # network units of noise that a hybrid begins with, and its levels as long as that is all
+CALLS_A_LEVEL = 1 + INNER.newton * INNER.gradients
+# of the wave equation for each sample, unless others are asked for: gradients, and a candidate's propagation for one
+CALLS = {GUIDED: 200, HYBRID: 50, REFINED: 3, AMORTIZED: 0}
+WARM = 0.1  # network units of noise that a hybrid begins with
 COLDEST = 0.05  # last noise level
 
 
@@ -111,7 +114,7 @@ def lead(
     callback: Callable[[Level], Any] | None = None,
     **how: Any,
 ) -> Guided:
-    """Samples number ``samples`` of the recording ``name``, with ``calls`` gradients of the wave equation for each.
+    """Samples number ``samples`` of the recording ``name``, with ``calls`` of the wave equation for each.
 
     ``warm`` is the noise [network units] that a hybrid begins with; ``how`` goes to the sampler. Raises UsageError for
     an unknown method, calls that make no level, or a recording that is not finite; LungwaveError where all samples were
@@ -126,30 +129,24 @@ def lead(
     problem = Problem(
         early.expand(len(samples), *early.shape), forward, model.prior, heard.noise(model), model.shape, unknown
     )
-    seeds = Seeds(int(stream(seed, "guided", name).integers(2**31)), samples)
-    same: dict[str, Any] = {"callback": callback, **how}
-    if method in (GUIDED, HYBRID, "daps_rto"):
-        levels, inner = levels_of(spent), INNER
-        if method == HYBRID and warm <= WARM:
-            levels = min(levels, STAGES)
-            inner = replace(INNER, newton=spent // (levels * CALLS_A_LEVEL))
-        same = {"inner": inner, "guess": SpectralGuess(model.inner), **same}
-        same = {"levels": levels, "sigma_min": COLDEST, **same}
+    asked = _Asked(model, heard, problem, samples, seed, name)
+    same: dict[str, Any] = {"callback": callback, "guess": SpectralGuess(model.inner), "sigma_min": COLDEST, **how}
     with torch.no_grad():
-        if method in (HYBRID, REFINED, AMORTIZED):
-            start = model.draw(rf[None], heard.wall.top[None], len(samples), seed=seed, names=[name], first=samples[0])
-            if method == AMORTIZED:
-                return Run(problem, seeds).finish(start[0].double())
-            if method == REFINED:
-                if not model.refines:
-                    raise UsageError("this model did not learn what to make of a guess; train one with --refine")
-                return _refined(model, heard, problem, seeds, start[0], spent, seed, name)
-            return SAMPLERS["daps_rto"](problem, seeds, sigma_max=warm, start=start[0], **same)
-        sampler = "daps_rto" if method == GUIDED else method
-        if sampler not in SAMPLERS:
+        if method == AMORTIZED:
+            return Run(problem, asked.seeds()).finish(asked.learned(samples[0], len(samples)))
+        if method == REFINED:
+            return _refined(asked, spent)
+        if method == HYBRID and warm <= WARM:
+            return _weighed(asked, spent, {"sigma_max": warm, **same})
+        if method in (GUIDED, HYBRID, "daps_rto"):
+            same = {"levels": levels_of(spent), "inner": INNER, **same}
+            if method == HYBRID:
+                same |= {"start": asked.learned(samples[0], len(samples)), "sigma_max": warm}
+            return SAMPLERS["daps_rto"](problem, asked.seeds(), **same)
+        if method not in SAMPLERS:
             known = ", ".join([GUIDED, HYBRID, REFINED, AMORTIZED, *SAMPLERS])
             raise UsageError(f"unknown method '{method}'; choose one of {known}")
-        return SAMPLERS[sampler](problem, seeds, **same)
+        return SAMPLERS[method](problem, asked.seeds(), callback=callback, **how)
 
 
 def macroscopic(
@@ -180,16 +177,56 @@ def levels_of(calls: int) -> int:
     return calls // CALLS_A_LEVEL
 
 
-def _refined(
-    model: ResolvedModel, heard: Heard, problem: Problem, seeds: Seeds, maps: Tensor, rounds: int, seed: int, name: int
-) -> Guided:
+@dataclass(frozen=True)
+class _Asked:
+    """Some samples of one recording."""
+
+    model: ResolvedModel
+    heard: Heard
+    problem: Problem
+    samples: range
+    seed: int
+    name: int
+
+    def seeds(self) -> Seeds:
+        """Random streams of these samples."""
+        return Seeds(int(stream(self.seed, "guided", self.name).integers(2**31)), self.samples)
+
+    def learned(self, first: int, count: int) -> Float[Tensor, "count c row x"]:
+        """Samples of the learned posterior."""
+        rf, top = np.asarray(self.heard.rf, np.float32)[None], self.heard.wall.top[None]
+        return self.model.draw(rf, top, count, seed=self.seed, names=[self.name], first=first)[0].double()
+
+
+def _weighed(asked: _Asked, calls: int, same: dict[str, Any]) -> Guided:
+    """Half of the calls choose where a sample begins, the others lead it."""
+    count = max(1, min(calls // 2, calls - CALLS_A_LEVEL))  # of candidates; the only one is not looked at
+    chosen, y = [], asked.problem.y[:1]
+    tried = Run(replace(asked.problem, y=y.expand(count, *y.shape[1:])), Seeds(0, range(count)))
+    for sample in asked.samples:
+        maps, pick = asked.learned(sample * count, count), 0
+        if count > 1:
+            weights = weigh(tried.residual(maps).flatten(1).square().sum(1)[None], y.numel())
+            uniform = stream(asked.seed, f"candidate/{asked.name}", sample).random()
+            pick = min(int(torch.searchsorted(weights[0].cumsum(0), uniform)), count - 1)
+        chosen.append(maps[pick])
+    inner = replace(INNER, newton=levels_of(calls - count if count > 1 else calls))
+    same = {"levels": 1, "inner": inner, "start": torch.stack(chosen), **same}
+    found = SAMPLERS["daps_rto"](asked.problem, asked.seeds(), **same)
+    return replace(found, calls={**found.calls, "forward": found.calls["forward"] + tried.forward.forwards})
+
+
+def _refined(asked: _Asked, rounds: int) -> Guided:
     """Each sample drawn anew ``rounds`` times; a call is one propagation, no gradient is asked."""
-    run = Run(problem, seeds)
+    model, heard, samples = asked.model, asked.heard, asked.samples
+    if not model.refines:
+        raise UsageError("this model did not learn what to make of a guess; train one with --refine")
+    run, maps = Run(asked.problem, asked.seeds()), asked.learned(samples[0], len(samples))
     for number in range(1, rounds + 1):
-        echoes = run.forward(run.inside(maps.double()))
+        echoes = run.forward(run.inside(maps))
         run.settle(1.0 / number, run.whiten(echoes - run.y), maps)
-        guess = Guess(maps, echoes.float().numpy())
+        guess = Guess(maps.float(), echoes.float().numpy())
         rf, top = (np.repeat(np.asarray(part)[None], len(maps), 0) for part in (heard.rf, heard.wall.top))
-        key = int(stream(seed, f"refined/{number}", name).integers(2**31))
-        maps = model.draw_each(rf.astype(np.float32), top, guess, seed=key, first=seeds.indices[0])
-    return run.finish(maps.double())
+        key = int(stream(asked.seed, f"refined/{number}", asked.name).integers(2**31))
+        maps = model.draw_each(rf.astype(np.float32), top, guess, seed=key, first=samples[0]).double()
+    return run.finish(maps)
