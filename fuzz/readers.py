@@ -26,12 +26,14 @@ from lungwave.models import checkpoint, openai
 from lungwave.models.precond import Preconditioned, Scaling
 from lungwave.models.unet import UNet, UNetConfig
 from lungwave.posterior.reconstruct import load_any_model
+from lungwave.posterior.resolved import load_resolved
 from lungwave.prior.journal import Journal
 from lungwave.shipped import model_folder
 from lungwave.training import state
 from lungwave.types import LungwaveError
 
 Reader = Callable[[Path, bytes], None]  # (an empty folder of one's own, what the file holds)
+SHIPPED_KINDS = {"ridge": "ridge-tiny", "posterior": "posterior-tiny", "resolved posterior": "resolved-micro"}
 
 
 def both(*calls: Callable[[], object]) -> None:
@@ -144,8 +146,8 @@ def model(folder: Path, data: bytes) -> None:
     else:
         weights = data
     kind = about.get("kind") if isinstance(about, dict) else None
-    if kind in ("ridge", "posterior"):
-        weights = shipped(f"{kind}-tiny")
+    if isinstance(kind, str) and kind in SHIPPED_KINDS:
+        weights = shipped(SHIPPED_KINDS[kind])
     if kind == "posterior":
         (folder / "center").symlink_to(model_folder(Path("posterior-tiny"), ("posterior",)) / "center")
     text = data
@@ -156,7 +158,7 @@ def model(folder: Path, data: bytes) -> None:
     (folder / checkpoint.WEIGHTS).write_bytes(weights)
     (folder / checkpoint.ABOUT).write_bytes(text)
     (folder / checkpoint.CARD).write_text("# Model")
-    both(lambda: checkpoint.load_model(folder), lambda: load_any_model(folder))
+    both(lambda: checkpoint.load_model(folder), lambda: load_any_model(folder), lambda: load_resolved(folder))
 
 
 def openai_file(folder: Path, data: bytes) -> None:

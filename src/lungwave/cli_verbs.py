@@ -336,9 +336,10 @@ class Reconstruct(Reading):
     """Folder of the results."""
     method: Literal["amortized", "guided", "hybrid"] = "amortized"
     """amortized: the learned posterior alone. guided: the wave equation leads a prior of resolved lungs. hybrid: it
-    leads samples of the learned posterior on. The last two need a simulated file, whose chest wall is known."""
+    chooses among samples of the learned posterior and leads on. The last two need a simulated file with a known wall.
+    """
     budget: int | None = None
-    """With guided or hybrid: gradients of the wave equation for each sample; default 200 and 50."""
+    """With guided or hybrid: calls of the wave equation for each sample; default 200 gradients, and 50."""
     noise_db: float | None = None
     """With guided or hybrid: signal-to-noise ratio of the recording [dB]; default measured before the first echo."""
     workers: int = 1

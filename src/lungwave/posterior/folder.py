@@ -152,5 +152,5 @@ def opened(folder: Path, kind: str, newest: int, cure: str) -> Iterator[tuple[di
         yield about, state
     except UsageError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise UsageError(f"{folder / ABOUT} is not of this format ({error!r:.120}); {cure}") from None
