@@ -16,7 +16,9 @@ inside    share of the macroscopic map inside its 90 % intervals, Student's wher
 and, of all that is shown, percent aeration; chi2 is the median over samples. Ranks are those of the percent aeration of
 every band, of the whole, and of one pixel above the information depth. In a ``--settings`` other than the usual one the
 method is told what is not so: half or twice the noise, a lung surface 0.1 mm too high, a wall of one average tissue; or
-the echoes come from a grid twice as fine, or from the independent solver of tests/reference_fdtd.py.
+the echoes come from a grid twice as fine, or from the independent solver of tests/reference_fdtd.py. With "wall
+estimated" it is told nothing of the wall: an average one above the detected pleura is believed, and what that makes
+wrong is part of the noise, by its covariance over other lungs.
 
 Every case is written into docs/results/guided_cases.csv as it is done: rerun to go on. Tables and pictures are made of
 all that is there: docs/results/guided.{md,json}, docs/images/guided.png, guided_ranks.png, guided_wrong.png.
@@ -53,10 +55,12 @@ from lungwave.evaluate.scores import crps_fair
 from lungwave.led import MISFIT
 from lungwave.phantom.resolved import airspace, resolved, shown_config
 from lungwave.pool import open_pool
-from lungwave.posterior.guided import AMORTIZED, GUIDED, HYBRID, REFINED, Heard, Wall, lead, macroscopic
+from lungwave.posterior.discrepancy import Discrepancy
+from lungwave.posterior.guided import AMORTIZED, GUIDED, HYBRID, REFINED, Heard, lead, macroscopic
 from lungwave.posterior.information import information_map, informed_depth
 from lungwave.posterior.lung import LungForward
 from lungwave.posterior.resolved import ResolvedModel, load_resolved
+from lungwave.posterior.walls import Wall, wall_errors
 from lungwave.progress import Progress
 from lungwave.repro import atomic_path, stream, versions, write_json
 from lungwave.shipped import RESOLVED, model_folder
@@ -73,8 +77,9 @@ METHODS = (
 )  # fmt: skip
 POINTS = ("red_diff", "lbfgs_tv")  # that give one answer: a few samples say as much as many
 USUAL = "as believed"
+ESTIMATED = "wall estimated"
 WRONG = ("half the noise", "twice the noise", "surface too high", "average wall", "grid twice as fine",
-         "independent solver")  # fmt: skip
+         "independent solver", ESTIMATED)  # fmt: skip
 TOO_HIGH = 0.1 * MM
 SCORES = ("error", "crps", "inside", "aeration", "chi2", "forward", "vjp", "seconds")
 ENOUGH = 19  # samples whose ranks make 90 % intervals
@@ -94,7 +99,12 @@ def settings(name: str, calls: int, warm: str = "") -> dict[str, Any]:
     return {"iterations": calls} if name == "lbfgs_tv" else {"levels": calls}
 
 
-def told(case: Case, config: Config, setting: str) -> Heard:
+@lru_cache(maxsize=1)
+def estimated_walls(folder: Path) -> Discrepancy:
+    return wall_errors(opened(folder), quiet=True)
+
+
+def told(case: Case, config: Config, setting: str, folder: Path) -> Heard:
     """The recording of a lung, and what the methods believe of it."""
     simulator = simulator_of(config)
     louder = {"half the noise": 0.5, "twice the noise": 2.0}.get(setting, 1.0)
@@ -110,7 +120,10 @@ def told(case: Case, config: Config, setting: str) -> Heard:
         }
         wall = replace(wall, medium=replace(wall.medium, **same))
     std = echo_rms(case.rf, simulator.scan, config.receive.echo_start) * 10 ** (-SNR / 20)
-    return Heard(received(case, config, simulator, snr), wall, std)
+    rf = received(case, config, simulator, snr)
+    if setting == ESTIMATED:
+        return Heard(rf, Wall.estimated(rf, opened(folder)), std, estimated_walls(folder))
+    return Heard(rf, wall, std)
 
 
 def simulated(config: Config, index: int, setting: str) -> Case:
@@ -126,7 +139,7 @@ def judged(folder: Path, index: int, setting: str, methods: Sequence[str], sampl
     model = opened(folder)
     config = model.drawn.override({"seed": SEED, "receive.snr_db": SNR})
     shown, case = shown_config(config), simulated(config, index, setting)
-    heard = told(case, config, setting)
+    heard = told(case, config, setting, folder)
     nodes = resolved(case.anatomy, config)
     truth, known, explained = airspace(nodes[0]), macroscopic(nodes[:1], shown), misfit(model, heard, nodes)
     learned = lead(model, heard, range(max(samples, ENOUGH)), method=AMORTIZED)

@@ -36,7 +36,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=DOCS / "images" / "guided_lungs.png")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    model = load_resolved(model_folder(options.model, RESOLVED))
+    folder = model_folder(options.model, RESOLVED)
+    model = load_resolved(folder)
     config = model.drawn.override({"seed": SEED, "receive.snr_db": SNR})
     rows = 1 + 2 * (1 + SHOWN)
     figure, panels = plt.subplots(
@@ -46,7 +47,7 @@ def main() -> None:
     extent = (0.0, model.size[1] * config.grid.spacing * 1e3, model.size[0] * config.grid.spacing * 1e3, 0.0)
     for column, index in enumerate(options.cases):
         case = simulated(config, index, USUAL)
-        heard = told(case, config, USUAL)
+        heard = told(case, config, USUAL, folder)
         truth = airspace(resolved(case.anatomy, config)[0])
         shown: list[tuple[str, np.ndarray]] = [("truth", truth)]
         for method, calls in ((AMORTIZED, 0), (options.method, options.calls)):

@@ -336,12 +336,14 @@ class Reconstruct(Reading):
     """Folder of the results."""
     method: Literal["amortized", "guided", "hybrid"] = "amortized"
     """amortized: the learned posterior alone. guided: the wave equation leads a prior of resolved lungs. hybrid: it
-    chooses among samples of the learned posterior and leads on. The last two need a simulated file with a known wall.
-    """
+    chooses among samples of the learned posterior and leads on. The last two take one file of --model's acquisition."""
     budget: int | None = None
     """With guided or hybrid: calls of the wave equation for each sample; default 200 gradients, and 50."""
     noise_db: float | None = None
     """With guided or hybrid: signal-to-noise ratio of the recording [dB]; default measured before the first echo."""
+    wall: Literal["file", "estimated"] = "file"
+    """With resolved lungs: the chest wall that the file says, estimated where it says none; or estimated in any case,
+    which first learns what that makes wrong, half a minute."""
     workers: int = 1
     """Processes: of a folder a file each, with guided or hybrid some samples each."""
     scheduler: str | None = None
@@ -366,8 +368,8 @@ class Reconstruct(Reading):
 
             return led.reconstruct_led(
                 self.file, self.out, self.model, method=self.method, calls=self.budget, noise_db=self.noise_db,
-                frames=self._checked(self.out), samples=self.samples, seed=self.seed, workers=self.workers,
-                quiet=self.quiet,
+                estimated=self.wall == "estimated", frames=self._checked(self.out), samples=self.samples,
+                seed=self.seed, workers=self.workers, quiet=self.quiet,
             )  # fmt: skip
         if not self.file.is_dir():
             if self.scheduler is not None or self.workers > 1:
@@ -402,9 +404,11 @@ class Reconstruct(Reading):
         if self.noise_db is not None and not 0 <= self.noise_db <= 200:
             raise UsageError(f"--noise-db {self.noise_db:g} must lie between 0 and 200")
         if not self._led:
+            if self.wall == "estimated":
+                raise UsageError("--wall is for resolved lungs: --method guided or hybrid, or --model resolved-micro")
             return
         if self.file.is_dir() or self.scheduler is not None or self.geometry is not None:
-            raise UsageError("--method guided and hybrid take one simulated file, without --scheduler and --geometry")
+            raise UsageError("--method guided and hybrid take one file, without --scheduler and --geometry")
         if self.budget is not None:
             from lungwave.posterior.guided import levels_of
 

@@ -1,6 +1,7 @@
-"""Recordings under known chest walls reconstructed with the wave equation: samples on several workers, and the report.
+"""Recordings reconstructed node by node, with the wave equation: samples on several workers, and the report.
 
-Samples are made a few at a time; each part is kept until the end, so that an interrupted command goes on.
+The chest wall is that of the file, where it says so, or estimated, and what that makes wrong is learned first. Samples
+are made a few at a time; each part is kept until the end, so that an interrupted command goes on.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from matplotlib.figure import Figure
 
 from lungwave.acoustics.bmode import bmode, display_grid
 from lungwave.acoustics.probe import Recording
 from lungwave.acoustics.receive import echo_rms, output_samples
+from lungwave.config import Config
 from lungwave.data.arrays import numpy_arrays
 from lungwave.data.hdf5 import read_origin
 from lungwave.data.maps import save_npz
@@ -30,10 +32,13 @@ from lungwave.phantom.aeration import Truth, truth, truth_spacing
 from lungwave.phantom.anatomy import draw
 from lungwave.phantom.resolved import shown_config
 from lungwave.pool import open_pool
-from lungwave.posterior.guided import Heard, Wall, lead, macroscopic, noise_std
+from lungwave.posterior.adapt import adapt
+from lungwave.posterior.discrepancy import Discrepancy
+from lungwave.posterior.guided import Heard, lead, macroscopic, noise_std
 from lungwave.posterior.reconstruct import LEVEL, PIXELS_PER_WAVELENGTH, out_of_range
 from lungwave.posterior.resolved import ResolvedModel, load_resolved
 from lungwave.posterior.summary import Reconstruction, summarise
+from lungwave.posterior.walls import Wall, wall_errors
 from lungwave.progress import Progress
 from lungwave.repro import atomic_path, manifest, sha256, write_json
 from lungwave.runs import read_frames, write_results
@@ -44,6 +49,19 @@ DEFAULT = "resolved-micro"  # the shipped model
 PARTS = "parts"  # folder of what is not finished
 PART = 2  # samples a task
 MISFIT = 1.3  # chi2 beyond which a posterior does not explain its recording
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be reconstructed, frame by frame."""
+
+    recording: Recording  # as it was recorded
+    rf: Float[np.ndarray, "frame tx time el"]  # as the model knows it
+    walls: list[Wall]
+    truths: Sequence[Truth | None]
+    names: list[str]
+    flags: tuple[str, ...] = ()
+    estimated: bool = False  # the walls are
 
 
 @dataclass(frozen=True)
@@ -75,25 +93,36 @@ def reconstruct_led(
     method: str,
     calls: int | None = None,
     noise_db: float | None = None,
+    estimated: bool = False,
     frames: range | None = None,
     samples: int = 16,
     seed: int = 0,
     workers: int = 1,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Reconstruct frames of a simulated RF file into ``out``: the report, resolved.npz, guidance.png and .json.
+    """Reconstruct frames of an RF file into ``out``: the report, resolved.npz, guidance.png and .json.
 
-    ``noise_db`` is the SNR of the recordings, measured in each where it is not given. Raises UsageError for a file that
-    does not say what lies above the lung, or that was recorded in another way than the model's.
+    ``noise_db`` is the SNR of the recordings, measured in each where it is not given. ``estimated`` estimates the chest
+    wall although the file says it. Raises UsageError for a file that was recorded in another way than the model's.
     """
     folder = model_folder(Path(DEFAULT) if model is None else model, RESOLVED).resolve()
     used = load_resolved(folder)
-    recording, truths, walls, names = _frames(path, frames, used)
-    key = {"model": sha256(folder / WEIGHTS), "method": method, "calls": calls, "noise_db": noise_db, "seed": seed}
+    asked = _frames(path, frames, used, estimated)
+    walls, names = asked.walls, asked.names
+    key: dict[str, Any] = {
+        "model": sha256(folder / WEIGHTS),
+        "method": method,
+        "calls": calls,
+        "noise_db": noise_db,
+        "seed": seed,
+    }
+    key["wall"] = "estimated" if asked.estimated else "known"
     held, parts = {**key, "rf": sha256(path)}, [range(k, min(k + PART, samples)) for k in range(0, samples, PART)]
-    tasks = []
-    for rf, wall, name in zip(np.asarray(recording.rf, np.float32), walls, names, strict=True):
-        heard = Heard(rf, wall, _noise(rf, used, noise_db))
+    wrong, tasks = None, []
+    if asked.estimated:
+        wrong = _walls(out / PARTS / f"walls_{key['model'][:16]}.npz", used, quiet)
+    for rf, wall, name in zip(asked.rf, walls, names, strict=True):
+        heard = Heard(rf, wall, _noise(rf, used, noise_db), wrong)
         digest = hashlib.sha256(json.dumps({**held, "frame": name}, sort_keys=True).encode()).hexdigest()[:16]
         for some in parts:
             part = out / PARTS / f"{digest}_{some.start:04d}-{some.stop - 1:04d}.npz"
@@ -101,7 +130,7 @@ def reconstruct_led(
     _work(tasks, samples * len(walls), workers, method, quiet)
     done = [part for part, _ in tasks]
     led = [_joined(done[k * len(parts) : (k + 1) * len(parts)]) for k in range(len(walls))]
-    results = [_result(used, recording, i, walls[i], one, truths[i], names[i], method) for i, one in enumerate(led)]
+    results = [_result(used, asked, i, one, method) for i, one in enumerate(led)]
     about = manifest(
         used.drawn.to_json(), used.drawn.seed, command=f"lungwave reconstruct --method {method}",
         input={path.name: held["rf"]}, model=dict(used.about.get("trained", {})), asked=key,
@@ -117,30 +146,59 @@ def reconstruct_led(
     return {**written, "guidance": [one.told() for one in led]}
 
 
-def _frames(
-    path: Path, frames: range | None, model: ResolvedModel
-) -> tuple[Recording, list[Truth], list[Wall], list[str]]:
-    """Recording, truths, walls and names of some frames."""
+def _frames(path: Path, frames: range | None, model: ResolvedModel, estimated: bool) -> Asked:
+    """Some frames of a file, and what lies above their lungs."""
     recording, cases, names = read_frames(path, frames)
     origin = None if cases is None else read_origin(path)
-    if cases is None or origin is None:
-        raise UsageError(
-            f"{path} does not say what lies above the lung; guidance by the wave equation takes files that lungwave "
-            "generate or simulate wrote, others go without --method"
-        )
+    if cases is None or origin is None or estimated:
+        known = [None] * len(names) if cases is None or origin is None else _drawn(origin, cases.index)[1]
+        return _unknown(path, recording, names, known, model)
     samples = recording.rf.shape[2]
     reason = out_of_range(recording.scan, samples, model.scan, samples)
-    recorded = output_samples(origin.grid.steps * origin.grid.time_step, origin.receive.sampling_frequency)
-    if reason is None and (origin.grid != model.drawn.grid or samples != recorded):
-        reason = "the lungs were simulated on another grid"
+    if reason is None and (origin.grid != model.drawn.grid or samples != _length(origin)):
+        reason = "the lungs were simulated on another grid; --wall estimated does not mind"
     if reason is not None:
         raise UsageError(
             f"{path}: {reason}; give --model one of this acquisition, from lungwave train --echoes --field resolved"
         )
+    walls, truths = _drawn(origin, cases.index)
+    return Asked(recording, np.asarray(recording.rf, np.float32), walls, truths, names)
+
+
+def _drawn(origin: Config, index: Int[np.ndarray, " frame"]) -> tuple[list[Wall], list[Truth]]:
+    """Walls and truths of lungs that lungwave drew."""
     shown = shown_config(origin)
-    lungs = [draw(origin, int(index)) for index in cases.index]
-    truths = [truth(lung, shown.map, truth_spacing(shown)) for lung in lungs]
-    return recording, truths, [Wall.of(lung, origin) for lung in lungs], names
+    lungs = [draw(origin, int(number)) for number in index]
+    return [Wall.of(lung, origin) for lung in lungs], [truth(lung, shown.map, truth_spacing(shown)) for lung in lungs]
+
+
+def _unknown(
+    path: Path, recording: Recording, names: list[str], truths: Sequence[Truth | None], model: ResolvedModel
+) -> Asked:
+    """Frames with nothing known above the lung."""
+    fitted = adapt(recording, model.scan, _length(model.drawn))
+    if fitted.reason is not None:
+        raise UsageError(
+            f"{path}: {fitted.reason}; give --model one of this acquisition, from lungwave train --echoes --field "
+            "resolved"
+        )
+    walls = [Wall.estimated(rf, model) for rf in fitted.rf]
+    return Asked(recording, fitted.rf, walls, truths, names, (*fitted.flags, "The chest wall was estimated."), True)
+
+
+def _length(config: Config) -> int:
+    """Samples of a record."""
+    return output_samples(config.grid.steps * config.grid.time_step, config.receive.sampling_frequency)
+
+
+def _walls(kept: Path, model: ResolvedModel, quiet: bool) -> Discrepancy:
+    """What estimated walls make wrong: learned, or kept since an interrupt."""
+    if kept.exists():
+        held = numpy_arrays(kept)
+        return Discrepancy.of(held["differences"], float(held["shrinkage"]))
+    found = wall_errors(model, quiet=quiet)
+    save_npz(kept, differences=found.differences, shrinkage=np.array(found.shrinkage))
+    return found
 
 
 def _noise(rf: Float[np.ndarray, "tx time el"], model: ResolvedModel, noise_db: float | None) -> float:
@@ -196,16 +254,16 @@ def _joined(parts: list[Path]) -> Led:
     return Led(all_of("values"), all_of("chi2"), all_of("kept"), np.stack([one["levels"] for one in held]), calls)
 
 
-def _result(
-    model: ResolvedModel, recording: Recording, i: int, wall: Wall, led: Led, known: Truth, name: str, method: str
-) -> Reconstruction:
+def _result(model: ResolvedModel, asked: Asked, i: int, led: Led, method: str) -> Reconstruction:
     """What the samples say of the aeration map."""
-    config = shown_config(model.drawn)
+    config, name, wall, known, recording = (
+        shown_config(model.drawn), asked.names[i], asked.walls[i], asked.truths[i], asked.recording
+    )  # fmt: skip
     if led.kept.sum() < 2:
         raise LungwaveError(f"{name}: {led.told()['lost']} of {len(led.kept)} samples were lost; two are needed")
     maps, bands = macroscopic(led.values[led.kept, 0], config)
     posterior = summarise(maps, bands, np.zeros((len(maps), 0)), model.prior_std, config.map, LEVEL)
-    told, flags = led.told(), []
+    told, flags = led.told(), list(asked.flags)
     if told["lost"]:
         flags.append(f"{told['lost']} of {len(led.kept)} samples were lost: their waves were not finite.")
     if told["chi2"] > MISFIT:
@@ -218,7 +276,7 @@ def _result(
     picture = bmode(recording, display_grid(recording.scan, recording.rf.shape[2], fine), frame=i)
     return Reconstruction.of(
         name, method, picture, posterior, pleura_depth=np.interp(posterior.x, columns, wall.surface),
-        valid=np.asarray(known.valid, bool), truth=known, flags=tuple(flags), manifest=told,
+        valid=None if known is None else np.asarray(known.valid, bool), truth=known, flags=tuple(flags), manifest=told,
     )  # fmt: skip
 
 

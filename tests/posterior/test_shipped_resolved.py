@@ -12,8 +12,10 @@ from lungwave.config import preset
 from lungwave.data.generate import received, simulate_case
 from lungwave.phantom.anatomy import draw
 from lungwave.phantom.resolved import resolved, shown_config
-from lungwave.posterior.guided import AMORTIZED, Heard, Wall, lead, macroscopic
+from lungwave.posterior.guided import AMORTIZED, Heard, lead, macroscopic
+from lungwave.posterior.lung import LungForward
 from lungwave.posterior.resolved import ResolvedModel, load_resolved
+from lungwave.posterior.walls import Wall, wall_errors
 from lungwave.shipped import SHIPPED
 
 CONFIG = preset("micro").override({"seed": 4242, "receive.snr_db": 30.0})
@@ -79,3 +81,22 @@ def test_it_draws_lungs_without_echoes(model: ResolvedModel) -> None:
             linear = model.inner.filtered(x + sigma * noise, level)
             found = model.prior(x + sigma * noise, level)
             assert float((found - x).square().mean()) < 0.7 * float((linear - x).square().mean())
+
+
+def test_what_an_estimated_wall_makes_wrong_is_part_of_the_noise(
+    model: ResolvedModel, heard: list[tuple[Heard, np.ndarray]]
+) -> None:
+    """True maps explain their echoes under estimated walls, which without it they seem not to."""
+    wrong, without, marginal, off = wall_errors(model, 40, quiet=True), [], [], []
+    for told, truth in heard:
+        wall = Wall.estimated(told.rf, model)
+        off.append(np.abs(wall.surface - told.wall.surface).mean())
+        forward = LungForward(model.config, wall.medium, wall.surface, model.scaling)
+        echoes = forward(model.scaling.to_network(torch.from_numpy(truth)[None]).double())
+        left = echoes - torch.from_numpy(told.rf[None, :, : forward.samples]).double()
+        for found, discrepancy in ((without, None), (marginal, wrong)):
+            noise = Heard(told.rf, wall, told.noise_std, discrepancy).noise(model)
+            found.append(float(noise.chi2(left)))
+    assert np.mean(off) < 0.2e-3
+    assert np.median(without) > 10
+    assert 0.5 < np.median(marginal) < 1.5

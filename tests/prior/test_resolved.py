@@ -21,13 +21,13 @@ from lungwave.data.hdf5 import read_origin, write_recording
 from lungwave.models.unet import UNetConfig
 from lungwave.phantom.anatomy import draw
 from lungwave.phantom.resolved import airspace, resolved, shown_config
+from lungwave.posterior.discrepancy import Discrepancy
 from lungwave.posterior.guided import (
     AMORTIZED,
     GUIDED,
     HYBRID,
     REFINED,
     Heard,
-    Wall,
     lead,
     levels_of,
     macroscopic,
@@ -39,6 +39,7 @@ from lungwave.posterior.resolved import ResolvedModel, load_resolved
 from lungwave.posterior.resolved_pairs import Guess, ResolvedPairs
 from lungwave.posterior.samplers import Inner
 from lungwave.posterior.samplers.problem import Level
+from lungwave.posterior.walls import Wall, wall_errors
 from lungwave.prior.build import Prior
 from lungwave.prior.conditional import Posterior, export
 from lungwave.prior.resolved import ingredients
@@ -312,10 +313,45 @@ def test_reconstruct_by_command_and_after_an_interrupt(
     assert (tmp_path / "out" / "guidance.png").stat().st_size > 10_000
 
 
+def test_a_wall_that_nobody_knows_is_estimated(
+    folder: Path, recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A file without a lung: what its wall makes wrong is learned once, kept over an interrupt; the report tells."""
+    from lungwave import led
+    from lungwave.cli import main
+
+    learned: list[int] = []
+
+    def few(model: ResolvedModel, quiet: bool) -> Discrepancy:
+        learned.append(1)
+        return wall_errors(model, 20, quiet)
+
+    def interrupted(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(led, "wall_errors", few)
+    whole = load_any(recorded)
+    write_recording(tmp_path / "foreign.h5", replace(whole, rf=whole.rf[:1]))
+    asked = f"reconstruct {tmp_path / 'foreign.h5'} --samples 2 --model {folder} --json --out {tmp_path / 'out'}"
+    real = led._lead
+    monkeypatch.setattr(led, "_lead", interrupted)
+    assert main(shlex.split(asked)) == 130
+    monkeypatch.setattr(led, "_lead", real)
+    assert main(shlex.split(asked)) == 0 and learned == [1]
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "The chest wall was estimated" in text
+    said = capfd.readouterr().out
+    assert json.loads(said[said.index("{") :])["cases"][0]["truth"] is None
+    asked = f"reconstruct {recorded} --samples 2 --model {folder} --json --frames 0:1 --wall estimated"
+    assert main(shlex.split(f"{asked} --method hybrid --budget 5 --out {tmp_path / 'led'}")) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["guidance"][0]["calls"]["vjp"] == 10 and "estimated" in (tmp_path / "led" / "report.html").read_text()
+
+
 def test_recordings_that_cannot_be_led(
     folder: Path, recorded: Path, pairs: ResolvedPairs, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A measurement has no known wall, a tiny lung another acquisition; each ends with the cure and code 2."""
+    """A tiny lung has another acquisition, a level needs its calls; each ends with the cure and code 2."""
     from lungwave.cli import main
 
     recording = load_any(recorded)
@@ -323,14 +359,14 @@ def test_recordings_that_cannot_be_led(
     generate(preset("tiny"), range(1), tmp_path / "tiny", noise=True, workers=1, quiet=True)
     tiny = next((tmp_path / "tiny").glob("*.h5"))
     for words, said in (
-        (f"{tmp_path / 'foreign.h5'} --method hybrid", "does not say what lies above the lung"),
+        (f"{tmp_path / 'foreign.h5'} --wall estimated", "--wall is for resolved lungs"),
         (f"{tiny} --method hybrid", "elements at 0.25 mm"),
         (f"{recorded} --method hybrid --budget 4", "give --budget 5 or more"),
         (f"{recorded} --budget 40", "--budget is for --method guided or hybrid"),
         (f"{recorded} --method guided --noise-db -3", "--noise-db -3 must lie between 0 and 200"),
-        (f"{recorded.parent} --method hybrid", "take one simulated file"),
+        (f"{recorded.parent} --method hybrid", "take one file"),
     ):
-        model = "" if "--budget 40" in words else f"--model {folder}"
+        model = f"--model {folder}" if "--method" in words else ""
         assert main(shlex.split(f"reconstruct {words} {model} --out {tmp_path / 'out'}")) == 2, words
         assert said in capfd.readouterr().err.replace("\n", " "), words
     assert not (tmp_path / "out").exists()

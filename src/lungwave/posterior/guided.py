@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -29,9 +28,8 @@ from torch import Tensor
 
 from lungwave.acoustics.receive import echo_rms
 from lungwave.config import Config
-from lungwave.phantom.anatomy import Anatomy, rasterise
-from lungwave.phantom.medium import Medium
-from lungwave.phantom.resolved import airspace, first_rows
+from lungwave.phantom.resolved import airspace
+from lungwave.posterior.discrepancy import Discrepancy
 from lungwave.posterior.likelihood import Noise
 from lungwave.posterior.lung import LungForward
 from lungwave.posterior.resolved import ResolvedModel
@@ -40,6 +38,7 @@ from lungwave.posterior.samplers import SAMPLERS, Guided, Inner, Level, Problem,
 from lungwave.posterior.samplers.inner import SpectralGuess
 from lungwave.posterior.samplers.problem import Run
 from lungwave.posterior.samplers.weigh import weigh
+from lungwave.posterior.walls import Wall
 from lungwave.repro import stream
 from lungwave.sample import Seeds
 from lungwave.types import UsageError
@@ -54,37 +53,18 @@ COLDEST = 0.05  # last noise level
 
 
 @dataclass(frozen=True)
-class Wall:
-    """Everything above the lung."""
-
-    medium: Medium  # on the solver's grid; what it holds below the surface is ignored
-    surface: Float[np.ndarray, " x"]  # [m] of the lung, in every column
-
-    @classmethod
-    def of(cls, anatomy: Anatomy, config: Config) -> Wall:
-        """That of a drawn lung."""
-        grid = config.grid
-        medium = rasterise(anatomy, grid.spacing, grid.depth, grid.width)
-        return cls(medium, anatomy.wall.surface(medium.x))
-
-    @cached_property
-    def top(self) -> Float[np.ndarray, " x"]:
-        """Upper edge [m] of the first row of the resolved map."""
-        return (first_rows(self.surface, self.medium.spacing) - 0.5) * self.medium.spacing
-
-
-@dataclass(frozen=True)
 class Heard:
     """One recording, what is known of it, and what it is held against."""
 
     rf: Float[np.ndarray, "tx time el"]
     wall: Wall
     noise_std: float  # of the recording's white noise
+    discrepancy: Discrepancy | None = None  # in place of the model's, which takes the wall as known
 
     def noise(self, model: ResolvedModel) -> Noise:
         """Of the recording and of what the forward model leaves out."""
         loud = echo_rms(self.rf, model.scan, model.config.receive.echo_start)
-        return model.discrepancy.noise(self.noise_std, loud)
+        return (self.discrepancy or model.discrepancy).noise(self.noise_std, loud)
 
 
 def noise_std(rf: Float[np.ndarray, "tx time el"], model: ResolvedModel) -> float:

@@ -15,12 +15,12 @@ from lungwave.models.wiener import mode_variance
 from lungwave.phantom.anatomy import draw
 from lungwave.phantom.resolved import shown_config
 from lungwave.posterior.discrepancy import Discrepancy
-from lungwave.posterior.guided import Wall
 from lungwave.posterior.lung import LungForward
 from lungwave.posterior.outline import Outline
 from lungwave.posterior.pairs import fit_pleura, fit_scales
 from lungwave.posterior.resolved import ResolvedModel, load_resolved
 from lungwave.posterior.resolved_pairs import Guess, Guesses, ResolvedConditioner, ResolvedPairs, ResolvedSource
+from lungwave.posterior.walls import Wall
 from lungwave.prior.conditional import Ingredients, Posterior, networks, sides
 from lungwave.progress import Progress
 from lungwave.repro import stream
