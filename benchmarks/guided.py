@@ -303,11 +303,11 @@ def wrong(rows: list[dict[str, str]]) -> tuple[list[str], dict[str, Any]]:
 def picture(found: dict[str, Any], path: Path) -> None:
     """CRPS and misfit over seconds."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
-    for method, f in found.items():
+    for k, (method, f) in enumerate(found.items()):
         for ax, score in zip(panels, ("crps", "chi2"), strict=True):
             ax.plot(max(f["seconds"], 1e-2), f[score], "o", ms=5)
             at = (max(f["seconds"], 1e-2), f[score])
-            ax.annotate(method, at, fontsize=7, xytext=(4, 3), textcoords="offset points")
+            ax.annotate(method, at, fontsize=7, xytext=(4, (3, -9)[k % 2]), textcoords="offset points")
     for ax, label in zip(panels, ("CRPS of the air field (lower is better)", "chi2 (1 = explained)"), strict=True):
         ax.set(xscale="log", xlabel="seconds a sample, one core", ylabel=label)
         ax.margins(x=0.15)
@@ -348,7 +348,9 @@ def wrong_picture(found: dict[str, Any], path: Path) -> None:
     panels[0].set(xscale="log", xlabel=f"chi2; the alarm is raised above {MISFIT:g} (dashed)")
     most = max(row["crps"] for rows in found.values() for row in rows.values())
     panels[1].set(xlabel="CRPS of the air field", xlim=(0, 1.2 * most))
-    panels[0].legend(frameon=False, fontsize=8)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside upper center", ncols=4
+    )
     panels[0].xaxis.set_major_formatter("{x:g}")
     panels[0].xaxis.set_minor_formatter("")
     panels[0].invert_yaxis()
