@@ -1,4 +1,4 @@
-"""A recording under a known chest wall in, samples of the resolved lung out, led by the wave equation.
+"""A recording and the chest wall above it in, samples of the resolved lung out, led by the wave equation.
 
 guided     from pure noise, on the prior of resolved lungs
 hybrid     half of the calls weigh candidates of the learned posterior by how they explain the echoes
