@@ -29,7 +29,6 @@ import matplotlib.pyplot as plt
 import torch
 
 from lungwave.posterior.samplers import SAMPLERS, Inner
-from lungwave.posterior.samplers.weigh import weigh
 from lungwave.repro import atomic_path, versions, write_json
 from lungwave.sample import Seeds
 
@@ -135,16 +134,11 @@ def started(linear: twins.Twin, nonlinear: twins.Twin) -> dict[str, Any]:
 
 def weighed(twin: twins.Twin) -> dict[str, dict[str, float]]:
     """Candidates of posteriors that heard some of the linear twin's looks, one taken for every sample."""
-    found, generator = {}, torch.Generator().manual_seed(0)
-    for name, looks in HEARD.items():
-        for count in CANDIDATES:
-            drawn = twins.half_heard(twin, list(looks), DRAWS * count)
-            echoes = twin.forward(drawn.reshape(-1, 1, 1, twins.PIXELS)).reshape(*drawn.shape[:2], -1)
-            misfit = ((echoes - twin.y[:, None]) / twin.noise).square().sum(-1).reshape(-1, count)
-            taken = torch.multinomial(weigh(misfit, twin.y.shape[1]), 1, generator=generator)[:, 0]
-            samples = drawn.reshape(-1, count, twins.PIXELS)[torch.arange(len(taken)), taken]
-            found[f"{name}, {count}"] = twin.scores(samples.reshape(len(twin.y), DRAWS, -1))
-    return found
+    return {
+        f"{name}, {count}": twin.scores(twins.weighed(twin, twins.half_heard(twin, list(looks), DRAWS * count), count))
+        for name, looks in HEARD.items()
+        for count in CANDIDATES
+    }
 
 
 def weighed_table(found: dict[str, dict[str, float]]) -> str:

@@ -19,6 +19,7 @@ from lungwave.models.precond import Denoiser
 from lungwave.models.wiener import Wiener, cosines
 from lungwave.posterior.likelihood import Differentiable, Forward, GaussianNoise, Linear
 from lungwave.posterior.samplers import Guided, Problem
+from lungwave.posterior.samplers.weigh import weigh
 from sample.ideal import Gaussian, Mixture
 
 PIXELS = 32
@@ -136,6 +137,15 @@ def half_heard(twin: Twin, looks: list[int], draws: int) -> Tensor:
     assert isinstance(twin.forward, Linear)
     heard, generator = twin.y[:, looks], torch.Generator().manual_seed(5)
     return _posterior(twin.forward.matrix[looks], prior()[1], twin.noise, heard, draws, generator)
+
+
+def weighed(twin: Twin, candidates: Tensor, count: int) -> Tensor:
+    """(case, draw, pixel): one of every ``count`` candidates (case, candidate, pixel), by weight."""
+    cases, many, pixels = candidates.shape
+    left = twin.forward(candidates.reshape(-1, 1, 1, pixels)).reshape(cases, many, -1) - twin.y[:, None]
+    weights = weigh((left / twin.noise).square().sum(-1).reshape(-1, count), twin.y.shape[1])
+    taken = torch.multinomial(weights, 1, generator=torch.Generator().manual_seed(0))[:, 0]
+    return candidates.reshape(-1, count, pixels)[torch.arange(len(taken)), taken].reshape(cases, -1, pixels)
 
 
 def _posterior(

@@ -85,20 +85,10 @@ def test_mixture_twin() -> None:
     assert error(daps_rto, levels=30) < 0.2
 
 
-@pytest.mark.parametrize("name", ["dps", "diffpir", "red_diff", "daps", "lbfgs_tv"])
-def chosen(twin: twins.Twin, candidates: torch.Tensor, count: int) -> torch.Tensor:
-    """(case, draw, pixel): one of every ``count`` candidates of a case, by weight."""
-    cases, many, pixels = candidates.shape
-    left = twin.forward(candidates.reshape(-1, 1, 1, pixels)).reshape(cases, many, -1) - twin.y[:, None]
-    misfit = (left / twin.noise).square().sum(-1).reshape(-1, count)
-    taken = torch.multinomial(weigh(misfit, twin.y.shape[1]), 1, generator=torch.Generator().manual_seed(0))
-    return candidates.reshape(-1, count, pixels)[torch.arange(len(taken)), taken[:, 0]].reshape(cases, -1, pixels)
-
-
 def test_candidates_of_the_posterior_itself_are_left_as_they_are() -> None:
     """They explain the recording already: counting it twice would make them too narrow."""
     twin = twins.linear(TRUTHS, DRAWS)
-    scores = twin.scores(chosen(twin, twins.linear(TRUTHS, 25 * DRAWS).reference, 25))
+    scores = twin.scores(twins.weighed(twin, twins.linear(TRUTHS, 25 * DRAWS).reference, 25))
     exact = twin.scores(twin.reference)
     assert scores["mean_error"] < 0.1 + 0.8 * math.sqrt(2 / DRAWS)
     assert 0.95 < scores["variance"] < 1.1
@@ -110,7 +100,7 @@ def test_candidates_that_missed_half_of_the_recording_come_near_the_posterior(lo
     """Less than half the error and the misfit, never too sure, more candidates nearer still."""
     twin = twins.linear(TRUTHS, DRAWS)
     before = twin.scores(twins.half_heard(twin, looks, DRAWS))
-    few, many = (twin.scores(chosen(twin, twins.half_heard(twin, looks, n * DRAWS), n)) for n in (25, 100))
+    few, many = (twin.scores(twins.weighed(twin, twins.half_heard(twin, looks, n * DRAWS), n)) for n in (25, 100))
     assert few["mean_error"] < 0.5 * before["mean_error"]
     assert few["chi2"] < 0.5 * before["chi2"] and many["chi2"] < few["chi2"]
     assert many["mean_error"] < few["mean_error"] < before["mean_error"]
@@ -133,6 +123,7 @@ def test_weights_keep_two_candidates_and_believe_nothing_that_is_not_finite() ->
     assert weigh(torch.tensor([[7.0]]), 9).tolist() == [[1]]
 
 
+@pytest.mark.parametrize("name", ["dps", "diffpir", "red_diff", "daps", "lbfgs_tv"])
 def test_baselines_fit_the_data_and_do_not_know_their_spread(name: str) -> None:
     """They come nearer to the truth than the prior's mean where the data see it; none is a posterior."""
     settings: dict[str, dict[str, Any]] = {
