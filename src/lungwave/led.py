@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from matplotlib.figure import Figure
 
 from lungwave.acoustics.bmode import bmode, display_grid
@@ -29,7 +29,7 @@ from lungwave.data.hdf5 import read_origin
 from lungwave.data.maps import save_npz
 from lungwave.models.checkpoint import WEIGHTS
 from lungwave.phantom.aeration import Truth, truth, truth_spacing
-from lungwave.phantom.anatomy import draw
+from lungwave.phantom.anatomy import Anatomy, draw
 from lungwave.phantom.resolved import shown_config
 from lungwave.pool import open_pool
 from lungwave.posterior.adapt import adapt
@@ -115,8 +115,8 @@ def reconstruct_led(
         "calls": calls,
         "noise_db": noise_db,
         "seed": seed,
+        "wall": "estimated" if asked.estimated else "known",
     }
-    key["wall"] = "estimated" if asked.estimated else "known"
     held, parts = {**key, "rf": sha256(path)}, [range(k, min(k + PART, samples)) for k in range(0, samples, PART)]
     wrong, tasks = None, []
     if asked.estimated:
@@ -147,43 +147,34 @@ def reconstruct_led(
 
 
 def _frames(path: Path, frames: range | None, model: ResolvedModel, estimated: bool) -> Asked:
-    """Some frames of a file, and what lies above their lungs."""
+    """Some frames of a file, and what lies above their lungs: as the file says, or estimated."""
     recording, cases, names = read_frames(path, frames)
     origin = None if cases is None else read_origin(path)
-    if cases is None or origin is None or estimated:
-        known = [None] * len(names) if cases is None or origin is None else _drawn(origin, cases.index)[1]
-        return _unknown(path, recording, names, known, model)
-    samples = recording.rf.shape[2]
-    reason = out_of_range(recording.scan, samples, model.scan, samples)
-    if reason is None and (origin.grid != model.drawn.grid or samples != _length(origin)):
-        reason = "the lungs were simulated on another grid; --wall estimated does not mind"
+    known = None if estimated else origin  # what the walls are drawn from
+    flags: tuple[str, ...] = ()
+    if known is None:
+        fitted = adapt(recording, model.scan, _length(model.drawn))
+        rf, reason, flags = fitted.rf, fitted.reason, (*fitted.flags, "The chest wall was estimated.")
+    else:
+        rf, samples = np.asarray(recording.rf, np.float32), recording.rf.shape[2]
+        reason = out_of_range(recording.scan, samples, model.scan, samples)
+        if reason is None and (known.grid != model.drawn.grid or samples != _length(known)):
+            reason = "the lungs were simulated on another grid; --wall estimated does not mind"
     if reason is not None:
         raise UsageError(
             f"{path}: {reason}; give --model one of this acquisition, from lungwave train --echoes --field resolved"
         )
-    walls, truths = _drawn(origin, cases.index)
-    return Asked(recording, np.asarray(recording.rf, np.float32), walls, truths, names)
-
-
-def _drawn(origin: Config, index: Int[np.ndarray, " frame"]) -> tuple[list[Wall], list[Truth]]:
-    """Walls and truths of lungs that lungwave drew."""
-    shown = shown_config(origin)
-    lungs = [draw(origin, int(number)) for number in index]
-    return [Wall.of(lung, origin) for lung in lungs], [truth(lung, shown.map, truth_spacing(shown)) for lung in lungs]
-
-
-def _unknown(
-    path: Path, recording: Recording, names: list[str], truths: Sequence[Truth | None], model: ResolvedModel
-) -> Asked:
-    """Frames with nothing known above the lung."""
-    fitted = adapt(recording, model.scan, _length(model.drawn))
-    if fitted.reason is not None:
-        raise UsageError(
-            f"{path}: {fitted.reason}; give --model one of this acquisition, from lungwave train --echoes --field "
-            "resolved"
-        )
-    walls = [Wall.estimated(rf, model) for rf in fitted.rf]
-    return Asked(recording, fitted.rf, walls, truths, names, (*fitted.flags, "The chest wall was estimated."), True)
+    lungs: list[Anatomy] = []
+    truths: Sequence[Truth | None] = [None] * len(names)
+    if cases is not None and origin is not None:
+        shown = shown_config(origin)
+        lungs = [draw(origin, int(index)) for index in cases.index]
+        truths = [truth(lung, shown.map, truth_spacing(shown)) for lung in lungs]
+    if known is None:
+        walls = [Wall.estimated(frame, model) for frame in rf]
+    else:
+        walls = [Wall.of(lung, known) for lung in lungs]
+    return Asked(recording, rf, walls, truths, names, flags, known is None)
 
 
 def _length(config: Config) -> int:
