@@ -77,7 +77,7 @@ class LungForward:
         self._speed, self._density = (
             torch.from_numpy(np.ascontiguousarray(v[:depth], np.float32)) for v in (medium.sound_speed, medium.density)
         )
-        self._base: tuple[Tensor, Tensor] | None = None  # the last maps that a derivative was asked at, their echoes
+        self._heard: tuple[Tensor, Tensor] | None = None  # the last maps, and their echoes
         self._kept: tuple[Tensor, tuple[Tensor, ...], Callable[[Tensor], Fields]] | None = None  # of the last adjoint
         self._factors = torch.tensor((1.0, *AIR_DENSITY))
 
@@ -109,19 +109,17 @@ class LungForward:
     def __call__(self, x: Float[Tensor, "n 2 row x"]) -> Float[Tensor, "n tx time el"]:
         """The echoes."""
         (whole,), lost = _finite(x)
-        with torch.no_grad():
-            return lost(self._hear(*self.fields(whole)).to(x.dtype))
+        return lost(self._echoes(whole))
 
     def jvp(self, x: Float[Tensor, "n 2 row x"], v: Float[Tensor, "n 2 row x"]) -> Float[Tensor, "n tx time el"]:
         """Change of the echoes along ``v``: the difference over a step whose largest entry is ``STEP``."""
         (at, along), lost = _finite(x, v)
         size = STEP / along.flatten(1).abs().amax(1).clamp(min=1e-30).view(-1, 1, 1, 1)
-        if self._base is None or not torch.equal(self._base[0], at):
-            self._base = (at.clone(), self(at))
+        base = self._echoes(at)
         fields, slopes = torch.autograd.functional.jvp(self.fields, at.detach(), along.to(x.dtype))
         with torch.no_grad():
             moved = self._hear(*(f + size[:, :, 0].float() * a for f, a in zip(fields, slopes, strict=True)))
-            return lost((moved.to(x.dtype) - self._base[1]) / size)
+            return lost((moved.to(x.dtype) - base) / size)
 
     def vjp(self, x: Float[Tensor, "n 2 row x"], u: Float[Tensor, "n tx time el"]) -> Float[Tensor, "n 2 row x"]:
         """The adjoint of ``jvp``; the propagation at the last ``x`` is kept for the next ``u``."""
@@ -138,6 +136,13 @@ class LungForward:
         found = pull(self._gain * torch.nn.functional.pad(seen.float(), (0, 0, 0, late)))
         slopes = (found.sound_speed, found.density, found.air)
         return lost(torch.autograd.grad(fields, free, slopes, retain_graph=True)[0])
+
+    def _echoes(self, x: Float[Tensor, "n 2 row x"]) -> Float[Tensor, "n tx time el"]:
+        """Of maps that are finite; asked again about the last ones, it remembers."""
+        if self._heard is None or not torch.equal(self._heard[0], x):
+            with torch.no_grad():
+                self._heard = x.clone(), self._hear(*self.fields(x)).to(x.dtype)
+        return self._heard[1]
 
     def _hear(self, speed: Tensor, density: Tensor, air: Tensor) -> Float[Tensor, "n tx time el"]:
         return (self._gain * self.simulator.channels(_medium(speed, density, air)))[:, :, : self.samples]
