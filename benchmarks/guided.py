@@ -9,8 +9,8 @@
 
 Lungs of a seed that no training saw are simulated with losses, scatter and a wider absorbing layer than the model's,
 and get 30 dB of noise of known size. A method is a name and the calls of each sample, gradients of the wave equation;
-``hybrid@1`` begins with noise of one standard deviation of the prior. Scored above the information depth of the learned
-posterior are
+``hybrid@1`` begins with noise of one standard deviation of the prior, half the levels of ``guided@0.5`` hear low
+frequencies only. Scored above the information depth of the learned posterior are
 
 error     mean absolute difference of the posterior mean of the air field, node by node
 CRPS      of the air field, fair for the number of samples
@@ -75,8 +75,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 SEED, SNR = 77, 30.0
 METHODS = (
-    "amortized", "hybrid:25", "hybrid:50", "hybrid:100", "guided:250", "dps:100", "diffpir:25", "red_diff:100",
-    "lbfgs_tv:50",
+    "amortized", "hybrid:25", "hybrid:50", "hybrid:100", "guided:250", "guided@0.5:250", "dps:100", "diffpir:25",
+    "red_diff:100", "lbfgs_tv:50",
 )  # fmt: skip
 POINTS = ("red_diff", "lbfgs_tv")  # that give one answer: a few samples say as much as many
 USUAL = "as believed"
@@ -95,10 +95,10 @@ def opened(folder: Path) -> ResolvedModel:
     return load_resolved(folder)
 
 
-def settings(name: str, calls: int, warm: str = "") -> dict[str, Any]:
-    """What a baseline is told beside its calls."""
+def settings(name: str, calls: int, part: str = "") -> dict[str, Any]:
+    """What a method is told: its calls, and what stands behind its @."""
     if name in (AMORTIZED, HYBRID, GUIDED, REFINED):
-        return {"calls": calls} | ({"warm": float(warm)} if warm else {})
+        return {"calls": calls} | ({"low_first" if name == GUIDED else "warm": float(part)} if part else {})
     return {"iterations": calls} if name == "lbfgs_tv" else {"levels": calls}
 
 
@@ -153,10 +153,10 @@ def judged(folder: Path, index: int, setting: str, methods: Sequence[str], sampl
     found = []
     for method in methods:
         whole, _, calls = method.partition(":")
-        name, _, warm = whole.partition("@")
+        name, _, part = whole.partition("@")
         count = min(samples, 4) if name in POINTS else samples
         clock = time.perf_counter()
-        led = lead(model, heard, range(count), method=name, name=index, **settings(name, int(calls or 0), warm))
+        led = lead(model, heard, range(count), method=name, name=index, **settings(name, int(calls or 0), part))
         seconds = time.perf_counter() - clock
         values = model.scaling.to_data(led.maps[led.kept]).clamp(0, 1).numpy()
         air = airspace(values[:, 0])

@@ -179,6 +179,19 @@ def test_guidance_explains_the_echoes_better(model: ResolvedModel, heard: Heard)
     assert lead(model, heard, range(1), method="red_diff", levels=2).calls["vjp"] == 2
 
 
+def test_low_frequencies_first(model: ResolvedModel, heard: Heard) -> None:
+    """The same ladder and budget; all levels but the first hear the whole band."""
+    plain = lead(model, heard, range(2), method=GUIDED, calls=15)
+    low = lead(model, heard, range(2), method=GUIDED, calls=15, low_first=0.3)
+    assert [one.sigma for one in low.levels] == pytest.approx([one.sigma for one in plain.levels])
+    assert low.calls == plain.calls | {"forward": low.calls["forward"]} and bool(low.kept.all())
+    assert low.levels[0].chi2 < 0.8 * plain.levels[0].chi2, "what is cut off is not missed"
+    single = lead(model, heard, range(1), method=GUIDED, calls=5, low_first=0.5)
+    assert single.calls["vjp"] == 5, "the only level hears everything"
+    with pytest.raises(UsageError, match=r"a share of 1 of the levels hears low frequencies"):
+        lead(model, heard, range(1), method=GUIDED, calls=15, low_first=1.0)
+
+
 def test_what_a_guess_leaves_is_what_the_network_is_told(model: ResolvedModel, heard: Heard) -> None:
     """The right echoes leave noise, none leave all; without a guess everything about it is zero."""
     rf, top = heard.rf[None], heard.wall.top[None]

@@ -1,6 +1,7 @@
 """A recording and the chest wall above it in, samples of the resolved lung out, led by the wave equation.
 
-guided     from pure noise, on the prior of resolved lungs
+guided     from pure noise, on the prior of resolved lungs; with ``low_first`` a share of the levels hears low
+           frequencies only (``continuation``)
 hybrid     half of the calls weigh candidates of the learned posterior by how they explain the echoes
            (``samplers.weigh``); the one that is taken is noised a little, then a level on the prior follows with as
            many Gauss-Newton steps as the other half pays for. With ``warm`` at one standard deviation of the prior all
@@ -29,6 +30,7 @@ from torch import Tensor
 from lungwave.acoustics.receive import echo_rms
 from lungwave.config import Config
 from lungwave.phantom.resolved import airspace
+from lungwave.posterior.continuation import Filtered, LowPass
 from lungwave.posterior.discrepancy import Discrepancy
 from lungwave.posterior.likelihood import Noise
 from lungwave.posterior.lung import LungForward
@@ -40,7 +42,7 @@ from lungwave.posterior.samplers.problem import Run
 from lungwave.posterior.samplers.weigh import weigh
 from lungwave.posterior.walls import Wall
 from lungwave.repro import stream
-from lungwave.sample import Seeds
+from lungwave.sample import Seeds, karras
 from lungwave.types import UsageError
 
 GUIDED, HYBRID, REFINED, AMORTIZED = "guided", "hybrid", "refined", "amortized"
@@ -49,7 +51,8 @@ CALLS_A_LEVEL = 1 + INNER.newton * INNER.gradients
 # of the wave equation for each sample, unless others are asked for: gradients, and a candidate's propagation for one
 CALLS = {GUIDED: 200, HYBRID: 50, REFINED: 3, AMORTIZED: 0}
 WARM = 0.1  # network units of noise that a hybrid begins with
-COLDEST = 0.05  # last noise level
+HOTTEST, COLDEST = 20.0, 0.05  # first and last noise level
+LOW = 0.8  # of the centre frequency: what early levels hear of the echoes
 
 
 @dataclass(frozen=True)
@@ -91,14 +94,15 @@ def lead(
     name: int = 0,
     unknown: Unknown | None = None,
     warm: float = WARM,
+    low_first: float = 0.0,
     callback: Callable[[Level], Any] | None = None,
     **how: Any,
 ) -> Guided:
     """Samples number ``samples`` of the recording ``name``, with ``calls`` of the wave equation for each.
 
-    ``warm`` is the noise [network units] that a hybrid begins with; ``how`` goes to the sampler. Raises UsageError for
-    an unknown method, calls that make no level, or a recording that is not finite; LungwaveError where all samples were
-    lost.
+    ``warm`` is the noise [network units] that a hybrid begins with, ``low_first`` the share (0-1) of the levels of
+    ``guided`` that hears low frequencies only; ``how`` goes to the sampler. Raises UsageError for an unknown method,
+    calls that make no level, or a recording that is not finite; LungwaveError where all samples were lost.
     """
     rf = np.asarray(heard.rf, np.float32)
     if not np.isfinite(rf).all():
@@ -122,6 +126,8 @@ def lead(
             same = {"levels": levels_of(spent), "inner": INNER, **same}
             if method == HYBRID:
                 same |= {"start": asked.learned(samples[0], len(samples)), "sigma_max": warm}
+            elif low_first:
+                return _low_first(asked, low_first, {"sigma_max": HOTTEST, **same})
             return SAMPLERS["daps_rto"](problem, asked.seeds(), **same)
         if method not in SAMPLERS:
             known = ", ".join([GUIDED, HYBRID, REFINED, AMORTIZED, *SAMPLERS])
@@ -176,6 +182,29 @@ class _Asked:
         """Samples of the learned posterior."""
         rf, top = np.asarray(self.heard.rf, np.float32)[None], self.heard.wall.top[None]
         return self.model.draw(rf, top, count, seed=self.seed, names=[self.name], first=first)[0].double()
+
+
+def _low_first(asked: _Asked, share: float, same: dict[str, Any]) -> Guided:
+    """One ladder of noise levels; the first ``share`` of them under the low frequencies of the echoes."""
+    if not 0 < share < 1:
+        raise UsageError(f"a share of {share:g} of the levels hears low frequencies; give one from 0 to below 1")
+    levels, problem = same.pop("levels"), asked.problem
+    early = min(max(1, round(share * levels)), levels - 1)
+    if not early:
+        return SAMPLERS["daps_rto"](problem, asked.seeds(), levels=levels, **same)
+    sigma = karras(levels, same.pop("sigma_min"), same.pop("sigma_max"))[:-1].tolist()
+    config, seeds = asked.model.config, asked.seeds()
+    low = LowPass(LOW * config.probe.center_frequency, config.receive.sampling_frequency)
+    heard = replace(problem, y=low(problem.y), forward=Filtered(problem.forward, low))
+    first = SAMPLERS["daps_rto"](heard, seeds, **_ladder(sigma[:early]), **same)
+    found = SAMPLERS["daps_rto"](problem, seeds, start=first.maps, **_ladder(sigma[early:]), **same)
+    calls = {name: count + first.calls[name] for name, count in found.calls.items()}
+    return replace(found, levels=first.levels + found.levels, calls=calls)
+
+
+def _ladder(sigma: list[float]) -> dict[str, Any]:
+    """Settings of a sampler for these noise levels; the only one has no last, any below it will do."""
+    return {"levels": len(sigma), "sigma_max": sigma[0], "sigma_min": sigma[-1] if len(sigma) > 1 else sigma[0] / 2}
 
 
 def _weighed(asked: _Asked, calls: int, same: dict[str, Any]) -> Guided:
