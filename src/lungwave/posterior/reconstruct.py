@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
-from lungwave.acoustics.bmode import BMode, bmode, display_grid
+from lungwave.acoustics.beamform import PixelGrid
+from lungwave.acoustics.bmode import PIXELS_AT_MOST, BMode, bmode, display_grid
 from lungwave.acoustics.probe import Recording, Scan
 from lungwave.acoustics.receive import output_samples
 from lungwave.phantom.aeration import Truth, map_columns
@@ -21,8 +23,9 @@ from lungwave.posterior.information import information_depth
 from lungwave.posterior.linear import LEVELS
 from lungwave.posterior.ridge import Estimate, RidgeModel, load_model
 from lungwave.posterior.summary import Band, Reconstruction, summarise
+from lungwave.posterior.walking import Strips, one_by_one, walks
 from lungwave.shipped import ECHOES, model_folder
-from lungwave.types import MM
+from lungwave.types import MM, UsageError
 
 DEFAULT = "posterior-tiny"  # the shipped model that reconstructs unless another is named
 LEVEL = 0.9
@@ -57,6 +60,9 @@ def out_of_range(scan: Scan, samples: int, trained: Scan, trained_samples: int) 
             f"the probe has {channels} elements at {pitch * 1e3:.3g} mm, the model was trained on "
             f"{expected_channels} at {expected_pitch * 1e3:.3g} mm"
         )
+    if scan.kind == "focused" and differs(scan.focus_distance[0], trained.focus_distance[0], 0.05):
+        focus, expected_focus = (float(s.focus_distance[0]) / MM for s in (scan, trained))
+        return f"the focus lies at {focus:.3g} mm, the model was trained with {expected_focus:.3g} mm"
     if differs(scan.center_frequency, trained.center_frequency, 0.05):
         return (
             f"the centre frequency is {scan.center_frequency / 1e6:.3g} MHz, "
@@ -104,25 +110,56 @@ def reconstruct(
     kinds = list(categories) if categories is not None else [""] * frames
     if isinstance(model, PosteriorModel):
         return _sampled(recording, model, labels, known, kinds, samples, seed, how)
-    trained = model.scan
-    grid = model.config.grid
-    trained_samples = output_samples(grid.steps * grid.time_step, trained.sampling_frequency)
-    reason = out_of_range(recording.scan, recording.rf.shape[2], trained, trained_samples)
-    if reason is not None:
-        reason = f"Outside the trained range: {reason}. Fit a model for this acquisition with 'lungwave fit'."
-    estimate = None if reason else model.predict(model.reader(recording.scan)(np.asarray(recording.rf, np.float32)))
+    answer = _answer(recording, model, known)
     results = []
-    fine = recording.scan.sound_speed / recording.scan.center_frequency / PIXELS_PER_WAVELENGTH
-    pixels = display_grid(recording.scan, recording.rf.shape[2], fine)
+    pixels = _picture_grid(recording)
     for i in range(frames):
         picture = bmode(recording, pixels, frame=i)
         about = {"category": kinds[i]} if kinds[i] else {}
-        why = reason if estimate is None else _unlike(float(estimate.novelty[i]))
-        if why is not None or estimate is None:
+        why = answer if isinstance(answer, str) else _unlike(float(answer.estimate.novelty[i]))
+        if why is not None or isinstance(answer, str):
             results.append(Reconstruction(labels[i], "ridge", picture, withheld=why, truth=known[i], manifest=about))
         else:
-            results.append(_result(labels[i], model, estimate, i, picture, known[i], about))
+            results.append(_result(labels[i], model, answer, i, picture, known[i], about))
     return results
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What a ridge says of the frames of a recording."""
+
+    estimate: Estimate
+    x: Float[np.ndarray, " x"]  # [m] columns of the map
+    usual: Bool[np.ndarray, "frame x"]  # columns under events like those of the training
+
+
+def _answer(recording: Recording, model: RidgeModel, truths: list[Truth | None]) -> _Answer | str:
+    """The answer, or why there is none; a walking aperture is read event by event where the model knows one event."""
+    trained, config, frames = model.scan, model.config, len(recording.rf)
+    length = output_samples(config.grid.steps * config.grid.time_step, trained.sampling_frequency)
+    heard, strips = recording, None
+    try:
+        if walks(recording.scan) and trained.transmits == 1:
+            heard = one_by_one(recording, length)
+            wide = next((len(truth.x) for truth in truths if truth is not None), None)
+            strips = Strips.under(recording.scan, config.map, wide)
+        reason = out_of_range(heard.scan, heard.rf.shape[2], trained, length)
+    except UsageError as error:
+        reason = str(error)
+    if reason is not None:
+        return f"Outside the trained range: {reason}. Fit a model for this acquisition with 'lungwave fit'."
+    found = model.predict(model.reader(heard.scan)(np.asarray(heard.rf, np.float32)))
+    if strips is None:
+        return _Answer(found, map_columns(config.map), np.ones((frames, config.map.columns), bool))
+    joined, usual = strips.join(found, frames)
+    return _Answer(joined, strips.x, usual)
+
+
+def _picture_grid(recording: Recording) -> PixelGrid:
+    """Of the B-mode: fine enough for the eye, or the default where that would be too many pixels."""
+    scan, samples = recording.scan, recording.rf.shape[2]
+    fine = display_grid(scan, samples, scan.sound_speed / scan.center_frequency / PIXELS_PER_WAVELENGTH)
+    return fine if fine.shape[0] * fine.shape[1] <= PIXELS_AT_MOST else display_grid(scan, samples)
 
 
 def load_any_model(folder: Path) -> AnyModel:
@@ -139,8 +176,7 @@ def _sampled(
     config, scan = model.config, model.scan
     length = output_samples(config.grid.steps * config.grid.time_step, scan.sampling_frequency)
     fitted = adapt(recording, scan, length)
-    fine = recording.scan.sound_speed / recording.scan.center_frequency / PIXELS_PER_WAVELENGTH
-    pixels = display_grid(recording.scan, recording.rf.shape[2], fine)
+    pixels = _picture_grid(recording)
     pictures = [bmode(recording, pixels, frame=i) for i in range(len(labels))]
     about = [{"category": kind} if kind else {} for kind in kinds]
     if fitted.reason is not None:
@@ -201,9 +237,9 @@ def _unlike(novelty: float) -> str | None:
 
 
 def _result(
-    name: str, model: RidgeModel, estimate: Estimate, i: int, picture: BMode, truth: Truth | None, about: dict[str, Any]
+    name: str, model: RidgeModel, answer: _Answer, i: int, picture: BMode, truth: Truth | None, about: dict[str, Any]
 ) -> Reconstruction:
-    config, level = model.config, LEVELS.index(LEVEL)
+    config, level, estimate, usual = model.config, LEVELS.index(LEVEL), answer.estimate, answer.usual[i]
     edges = config.map.bands
     value, half = estimate.bands[i], estimate.bands_half[level, i]
     known = [None] * (len(edges) - 1) if truth is None else [float(b) for b in truth.bands]
@@ -219,6 +255,10 @@ def _result(
     low, high = model.detector.search
     at_edge = np.mean((depth < low + 0.1 * MM) | (depth > high - 0.1 * MM))
     flags = [] if at_edge < 0.2 else ["The pleural line touches the edge of the search range in many columns."]
+    if not usual.all():
+        flags.append(
+            f"Echoes of {int((~usual).sum())} of {len(usual)} columns are unlike the training; they are hatched."
+        )
     return Reconstruction(
         name=name,
         method="ridge",
@@ -229,9 +269,9 @@ def _result(
         lower=np.clip(aeration - spread, 0, 1),
         upper=np.clip(aeration + spread, 0, 1),
         pixel=config.map.pixel,
-        x=map_columns(config.map) if truth is None else truth.x,
+        x=answer.x if truth is None else truth.x,
         pleura_depth=depth,
-        valid=np.ones(len(depth), bool) if truth is None else np.asarray(truth.valid, bool),
+        valid=usual if truth is None else usual & np.asarray(truth.valid, bool),
         information_depth=information_depth(aeration, config.map.pixel, config.probe.center_frequency),
         whole=whole,
         bands=bands,
