@@ -76,11 +76,30 @@ def test_every_column_is_of_the_nearest_beam() -> None:
     beams, local = PAPER.origins[:, 0], (np.arange(24) - 11.5) * STRIP.pixel
     np.testing.assert_allclose(strips.x, (np.arange(256) - 127.5) * STRIP.pixel, atol=1e-12)
     away = np.abs(strips.x[:, None] - beams)
-    np.testing.assert_allclose(away[np.arange(256), strips.event], away.min(1))
+    np.testing.assert_allclose(away[np.arange(256), strips.event[0]], away.min(1))
     place = beams[strips.event] + local[strips.column]
-    assert np.abs(place - strips.x).max() <= STRIP.pixel / 2 + 1e-9
+    counts = strips.weight > 0
+    assert np.abs((place - strips.x)[counts]).max() <= STRIP.pixel / 2 + 1e-9
+    np.testing.assert_allclose(strips.weight.sum(0), 1)
+    assert (strips.weight[0] >= 0.5).all() and (~counts[1]).mean() > 0.3
+    between = np.argmin(np.abs(strips.x - (beams[7] + beams[8]) / 2))
+    assert strips.weight[0, between] == pytest.approx(0.5, abs=0.06)
     whole = Strips.under(PAPER, STRIP)
     assert len(whole.x) == 258 and whole.x[0] == pytest.approx(-whole.x[-1])
+
+
+@pytest.mark.parametrize("columns", [17, 24, 60, 200])
+def test_nothing_jumps_where_strips_overlap_a_lot(columns: int) -> None:
+    """Narrow and wide strips: only what a strip holds is used of it, and its weight changes little by little."""
+    strips = Strips.under(PAPER, MapConfig(columns=columns))
+    away = np.abs(strips.x - PAPER.origins[strips.event, 0])
+    assert away[strips.weight > 1e-9].max() <= columns * STRIP.pixel / 2 + 1e-9
+    of_event = np.zeros((PAPER.transmits, len(strips.x)))
+    for event, weight in zip(strips.event, strips.weight, strict=True):
+        of_event[event, np.arange(len(strips.x))] += weight
+    np.testing.assert_allclose(of_event.sum(0), 1)
+    if columns > 17:
+        assert np.abs(np.diff(of_event, axis=1)).max() < 0.2
 
 
 @pytest.mark.parametrize(("shape", "columns"), [(MapConfig(columns=12), None), (STRIP, 260)])
@@ -115,7 +134,7 @@ def test_strips_are_put_in_their_place() -> None:
     np.testing.assert_allclose(joined.bands, [[7.5, 15.0]] * 2)
     np.testing.assert_allclose(joined.bands_half, [[[1.0, 1.0]] * 2, [[7.5, 7.5]] * 2])
     np.testing.assert_allclose(joined.novelty, 0.5)
-    assert usual[0].all() and (usual[1] == (strips.event != 4)).all()
+    assert usual[0].all() and (usual[1] == ~((strips.event == 4) & (strips.weight > 0)).any(0)).all()
 
 
 @pytest.fixture(scope="module")
@@ -137,10 +156,11 @@ def test_equal_events_are_read_equally(ridge: RidgeModel, walk: tuple[Recording,
     strips = Strips.under(recording.scan, ridge.config.map)
     assert found.withheld is None and found.aeration is not None and found.x is not None and found.whole is not None
     np.testing.assert_allclose(found.x, strips.x)
-    np.testing.assert_allclose(found.aeration, alone.aeration[0][:, strips.column], atol=1e-5)
+    faded = sum(w * alone.aeration[0][:, column] for w, column in zip(strips.weight, strips.column, strict=True))
+    np.testing.assert_allclose(found.aeration, faded, atol=1e-5)
     assert found.whole.estimate == pytest.approx(float(alone.bands[0, -1]), abs=1e-5)
     assert found.pleura_depth is not None
-    assert np.median(np.abs(found.pleura_depth - case.truth.pleura_depth[strips.column])) < 1.0 * MM
+    assert np.median(np.abs(found.pleura_depth - case.truth.pleura_depth[strips.column[0]])) < 1.0 * MM
     assert found.valid is not None and found.valid.all()
     wide = np.pad(found.aeration, ((0, 0), (0, 256 - found.aeration.shape[1])))
     assert seed_view(wide).shape == (8, 256)

@@ -55,11 +55,12 @@ def one_by_one(recording: Recording, length: int | None = None) -> Recording:
 
 @dataclass(frozen=True)
 class Strips:
-    """Where every column of a map along the probe comes from."""
+    """Where every column of a map along the probe comes from: the nearest event, and the next where strips overlap."""
 
     x: Float[np.ndarray, " x"]  # [m] columns of the map
-    event: Integer[np.ndarray, " x"]  # that lies nearest
-    column: Integer[np.ndarray, " x"]  # of that event's strip
+    event: Integer[np.ndarray, "two x"]
+    column: Integer[np.ndarray, "two x"]  # of the event's strip
+    weight: Float[np.ndarray, "two x"]  # half each between two beams, 0 at a strip's edge or under the other
 
     @classmethod
     def under(cls, scan: Scan, shape: MapConfig, columns: int | None = None) -> Strips:
@@ -76,19 +77,24 @@ class Strips:
                 f"strips of {2e3 * half:.3g} mm, {1e3 * gap:.3g} mm apart, make no map of {count} columns without gaps"
             )
         x = beams.mean() + (np.arange(count) - (count - 1) / 2) * shape.pixel
-        event = np.abs(x[:, None] - beams).argmin(1)
+        event = np.abs(x[:, None] - beams).argsort(1, kind="stable")[:, :2].T
+        near, far = np.abs(x - beams[event])
+        apart = np.abs(beams[event[0]] - beams[event[1]])
+        fade = np.maximum(np.minimum(2 * half - apart, apart), 1e-12)  # [m] about the middle between two beams
+        weight = 0.5 + 0.5 * np.clip((far - near) / fade, 0, 1)
         column = np.rint((x - beams[event]) / shape.pixel + (shape.columns - 1) / 2).astype(int)
-        return cls(x, event, column.clip(0, shape.columns - 1))
+        return cls(x, event, column.clip(0, shape.columns - 1), np.stack([weight, 1 - weight]))
 
     def map(self, values: Float[np.ndarray, "*n event x"]) -> Float[np.ndarray, "*n along"]:
-        """Columns of the events' strips, put in their place."""
-        return values[..., self.event, self.column]
+        """Columns of the events' strips, put in their place and faded into each other."""
+        return (self.weight * values[..., self.event, self.column]).sum(-2)
 
     def join(self, found: Estimate, frames: int) -> tuple[Estimate, Bool[np.ndarray, "frame along"]]:
         """One estimate for each frame of those of its events, and which of its columns lie under a usual event.
 
         A percent aeration is the mean over events, and so is the half width of its interval, as if all events erred
-        together: how far they do is unknown to a model of one. ``novelty`` is the median over events.
+        together: how far they do is unknown to a model of one. So it is where strips overlap. ``novelty`` is the median
+        over events.
         """
 
         def events(values: np.ndarray, axis: int = 0) -> np.ndarray:
@@ -106,4 +112,4 @@ class Strips:
             along(found.pleura_depth),
             np.median(novelty, axis=1),
         )
-        return joined, (novelty <= 1)[:, self.event]
+        return joined, ((novelty <= 1)[:, self.event] | (self.weight == 0)).all(1)
