@@ -305,22 +305,21 @@ def picture(found: dict[str, Any], path: Path) -> None:
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     for k, (method, f) in enumerate(found.items()):
         for ax, score in zip(panels, ("crps", "chi2"), strict=True):
-            ax.plot(max(f["seconds"], 1e-2), f[score], "o", ms=5)
-            at = (max(f["seconds"], 1e-2), f[score])
-            ax.annotate(method, at, fontsize=7, xytext=(4, (3, -9)[k % 2]), textcoords="offset points")
+            ax.plot(max(f["seconds"], 1e-2), f[score], "os^Dv"[k % 5], ms=6, label=method)
     for ax, label in zip(panels, ("CRPS of the air field (lower is better)", "chi2 (1 = explained)"), strict=True):
         ax.set(xscale="log", xlabel="seconds a sample, one core", ylabel=label)
         ax.margins(x=0.15)
     panels[0].set_ylim(bottom=0)
     panels[1].set_yscale("log")
     panels[1].axhline(1, color="0.5", lw=0.8, ls="--")
+    explained(figure, panels[0], 5)
     saved(figure, path)
 
 
 def rank_picture(found: dict[str, Any], path: Path) -> None:
     """ECDF of the ranks, less that of uniform ones, in the band that 95 % of uniform ones keep to."""
     names = list(next(iter(found.values())))
-    figure, panels = plt.subplots(1, len(names), figsize=(2.5 * len(names), 2.9), layout="constrained", sharey=True)
+    figure, panels = plt.subplots(1, len(names), figsize=(2.5 * len(names), 3.1), layout="constrained", sharey=True)
     for ax, name in zip(panels, names, strict=True):
         for k, (method, judged) in enumerate(found.items()):
             one = judged[name]
@@ -329,7 +328,7 @@ def rank_picture(found: dict[str, Any], path: Path) -> None:
         ax.axhline(0, color="0.5", lw=0.8)
         ax.set(title=name, xlabel="rank of the truth, as a fraction")
     panels[0].set_ylabel("ECDF less uniform")
-    panels[0].legend(frameon=False, fontsize=7)
+    explained(figure, panels[0], 7)
     saved(figure, path)
 
 
@@ -348,13 +347,16 @@ def wrong_picture(found: dict[str, Any], path: Path) -> None:
     panels[0].set(xscale="log", xlabel=f"chi2; the alarm is raised above {MISFIT:g} (dashed)")
     most = max(row["crps"] for rows in found.values() for row in rows.values())
     panels[1].set(xlabel="CRPS of the air field", xlim=(0, 1.2 * most))
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside upper center", ncols=4
-    )
+    explained(figure, panels[0], 4)
     panels[0].xaxis.set_major_formatter("{x:g}")
     panels[0].xaxis.set_minor_formatter("")
     panels[0].invert_yaxis()
     saved(figure, path)
+
+
+def explained(figure: Any, ax: Any, columns: int) -> None:
+    """One legend above all panels."""
+    figure.legend(*ax.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside upper center", ncols=columns)
 
 
 def saved(figure: Any, path: Path) -> None:

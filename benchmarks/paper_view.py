@@ -29,14 +29,17 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from scipy.linalg import toeplitz
 from torch import Tensor
 
 from lungwave import figures
 from lungwave.acoustics.probe import Recording
 from lungwave.acoustics.receive import output_samples
+from lungwave.config import Config
 from lungwave.data.dataset import folder_config, read_shards
-from lungwave.data.hdf5 import read_cases, read_recording
+from lungwave.data.drawn import draw_map
+from lungwave.data.hdf5 import read_cases, read_origin, read_recording
 from lungwave.data.schema import CaseTable
 from lungwave.evaluate.scores import crps_fair
 from lungwave.figures import AERATION, PALETTE
@@ -75,7 +78,7 @@ class Lungs:
     said: Float[np.ndarray, "lung 8 256"]
     half: Float[np.ndarray, "lung 8 256"]  # of its own 90 % intervals
     smooth: Float[np.ndarray, "lung 8 256"]  # truth at 0.5 mm, which the ridge was taught
-    sharp: Float[np.ndarray, "lung 8 256"]  # truth at 0.15 mm: the view of the report
+    true: Float[np.ndarray, "lung 8 256"]  # the view of the report, as the prior knows it
 
     def part(self, which: Bool[np.ndarray, " lung"]) -> Lungs:
         """Some of them."""
@@ -96,7 +99,7 @@ class Straying:
 
         A covariance by distance that is not positive is repaired by its eigenvalues.
         """
-        said, true = blocks(lungs.said), blocks(lungs.sharp)
+        said, true = blocks(lungs.said), blocks(lungs.true)
         slope, offset = np.polyfit(true.ravel(), said.ravel(), 1)
         error = said - offset - slope * true
         count = error.shape[1]
@@ -142,8 +145,8 @@ def lungwave(*words: Any) -> None:
     subprocess.run([sys.executable, "-m", "lungwave", *map(str, words)], check=True)
 
 
-def read_views(recording: Recording, rf: Frames, cases: CaseTable, ridge: RidgeModel) -> Lungs:
-    """Views that the ridge reads event by event, and their truth."""
+def read_views(recording: Recording, rf: Frames, cases: CaseTable, config: Config, ridge: RidgeModel) -> Lungs:
+    """Views that the ridge reads event by event, and their truth: lungs are drawn anew, finer than a file holds."""
     grid, shape = ridge.config.grid, ridge.config.map
     length = output_samples(grid.steps * grid.time_step, ridge.scan.sampling_frequency)
     alone = one_by_one(replace(recording, rf=rf), length)
@@ -154,7 +157,8 @@ def read_views(recording: Recording, rf: Frames, cases: CaseTable, ridge: RidgeM
         return np.stack([seed_view(one.astype(float), shape.pixel) for one in maps])
 
     half = found.aeration_half[RIDGE_LEVELS.index(0.9)]
-    return Lungs(view(found.aeration), view(half), view(cases.smooth), view(cases.sharp))
+    true = np.stack([draw_map(config, int(index), "seed").values for index in cases.index])
+    return Lungs(view(found.aeration), view(half), view(cases.smooth), true)
 
 
 def heard(folder: Path) -> Iterator[tuple[Recording, Frames, CaseTable]]:
@@ -191,9 +195,9 @@ def scores(samples: Float[np.ndarray, "lung sample *field"], truth: Float[np.nda
 def judged(samples: Float[np.ndarray, "lung sample 8 256"], lungs: Lungs) -> dict[str, dict[str, Any]]:
     """Scores of the view, pixel by pixel, of its blocks, and of its mean."""
     return {
-        "pixels": scores(samples, lungs.sharp),
-        "blocks": scores(blocks(samples), blocks(lungs.sharp)),
-        "whole view": scores(samples.mean((2, 3)), lungs.sharp.mean((1, 2))),
+        "pixels": scores(samples, lungs.true),
+        "blocks": scores(blocks(samples), blocks(lungs.true)),
+        "whole view": scores(samples.mean((2, 3)), lungs.true.mean((1, 2))),
     }
 
 
@@ -232,7 +236,7 @@ def table(result: dict[str, Any], about: dict[str, Any], lungs: int) -> str:
     error, ridge = result["error of the blocks"], about["ridge"]
     lines += [
         "",
-        "Errors and CRPS in fractions of air. The view is the aeration of the first 0.8 mm at 0.15 mm; a block is the "
+        "Errors and CRPS in fractions of air. The view is that of the report, of the first 0.8 mm; a block is the "
         f"mean of {BLOCK} columns of it, 0.4 mm. The ridge was fitted to {ridge['cases']} lungs with one event each. "
         f"Of a block it says {error['offset']:.2f} + {error['slope']:.2f} times the truth, give or take "
         f"{error['deviation']:.2f}. Alveoli are smaller than what sound of 0.3 mm wavelength resolves: their places in "
@@ -244,7 +248,7 @@ def table(result: dict[str, Any], about: dict[str, Any], lungs: int) -> str:
 
 def draw(case: Lungs, samples: np.ndarray, tests: Lungs, tested: np.ndarray, unguided: np.ndarray) -> Figure:
     """The case, from its truth to samples; its blocks along the probe; the mean of every view."""
-    truth, drawn = case.sharp[0], samples[0]
+    truth, drawn = case.true[0], samples[0]
     half = SEED_VIEW[1] * 0.1 / 2
     strips = [
         ("truth", truth),
@@ -254,7 +258,8 @@ def draw(case: Lungs, samples: np.ndarray, tests: Lungs, tested: np.ndarray, ung
         *((f"sample {k + 1}", one) for k, one in enumerate(drawn[:3])),
     ]
     with figures.style(9.0):
-        figure = Figure(figsize=(9.6, 9.0), layout="constrained", facecolor="#ffffff")
+        room = ConstrainedLayoutEngine(rect=(0, 0.022, 1, 0.978))
+        figure = Figure(figsize=(9.6, 9.0), layout=room, facecolor="#ffffff")
         top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=(1.45, 1)))
         panels = top.subplots(len(strips) + 1, 1, height_ratios=[1] * len(strips) + [0.22])
         for ax, (title, view) in zip(panels, strips, strict=False):
@@ -278,7 +283,7 @@ def draw(case: Lungs, samples: np.ndarray, tests: Lungs, tested: np.ndarray, ung
         for views, draws, colour, marker in (
             (tests, tested, PALETTE["estimate"], "o"), (case, samples, PALETTE["truth"], "D"),
         ):  # fmt: skip
-            true, mean = 100 * views.sharp.mean((1, 2)), 100 * draws.mean((2, 3))
+            true, mean = 100 * views.true.mean((1, 2)), 100 * draws.mean((2, 3))
             low, middle, high = np.quantile(mean, (INTERVAL[0], 0.5, INTERVAL[1]), axis=1, method="weibull")
             means.errorbar(true, middle, (middle - low, high - middle), fmt=marker, color=colour, elinewidth=1, ms=4)
         means.plot((0, 100), (0, 100), color=PALETTE["muted"], linewidth=0.6)
@@ -306,12 +311,12 @@ def main() -> None:
         load_ridge(model_folder(Path("ridge-paper"), ECHOES)),
         load_model(model_folder(Path("prior-strip"), PRIOR)),
     )
-    found = [read_views(*one, ridge) for one in heard(whole)]
+    found = [read_views(*one, folder_config(whole), ridge) for one in heard(whole)]
     lungs = Lungs(*(np.concatenate([getattr(one, field.name) for one in found]) for field in fields(Lungs)))
     straying = Straying.of(lungs)
-    recording, cases = read_recording(file), read_cases(file)
-    assert cases is not None
-    case = read_views(recording, recording.rf, cases, ridge)
+    recording, cases, config = read_recording(file), read_cases(file), read_origin(file)
+    assert cases is not None and config is not None
+    case = read_views(recording, recording.rf, cases, config, ridge)
     unguided = prior_views(prior, len(lungs.said) * options.samples)
     result: dict[str, Any] = {
         "error of the blocks": {
