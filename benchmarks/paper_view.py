@@ -242,6 +242,10 @@ def table(result: dict[str, Any], about: dict[str, Any], lungs: int) -> str:
         f"{error['deviation']:.2f}. Alveoli are smaller than what sound of 0.3 mm wavelength resolves: their places in "
         "a sample are the prior's, their density along the probe is the echoes'.",
         "",
+        "Where the intervals hold less often than in 90 % of the blocks they are too narrow, or the prior's views are "
+        "not as patchy as lungs: that shows before the echoes. The case is one lung, of the deepest pleura that the "
+        "preset has.",
+        "",
     ]
     return "\n".join(lines)
 
