@@ -1,8 +1,8 @@
 """Low frequencies first: the misfit of echoes of a long wavelength has fewer false minima (Bunks et al. 1995, doi
 10.1190/1.1443880). A part of the noise levels hears the echoes, and the forward model, through a low-pass.
 
-The filter has no phase and is its own adjoint. Residuals are whitened as those of the whole band, so that what is cut off
-counts as no misfit: a level that hears less is less sure, never more.
+The filter has no phase and is its own adjoint. Residuals are whitened as those of the whole band, so that what is cut
+off counts as no misfit: a level that hears less is less sure, never more.
 """
 
 from __future__ import annotations
