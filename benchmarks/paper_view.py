@@ -35,7 +35,6 @@ from torch import Tensor
 
 from lungwave import figures
 from lungwave.acoustics.probe import Recording
-from lungwave.acoustics.receive import output_samples
 from lungwave.config import Config
 from lungwave.data.dataset import folder_config, read_shards
 from lungwave.data.drawn import draw_map
@@ -48,14 +47,14 @@ from lungwave.models.checkpoint import load_model
 from lungwave.phantom.aeration import SEED_VIEW, seed_view
 from lungwave.posterior.likelihood import Differentiable, GaussianNoise
 from lungwave.posterior.linear import LEVELS as RIDGE_LEVELS
+from lungwave.posterior.reconstruct import answer_of
 from lungwave.posterior.ridge import RidgeModel, noisy_frames
 from lungwave.posterior.ridge import load_model as load_ridge
 from lungwave.posterior.samplers import SAMPLERS, Problem
-from lungwave.posterior.walking import Strips, one_by_one
 from lungwave.repro import atomic_path, sha256, versions, write_json
 from lungwave.sample import Seeds, generate
 from lungwave.shipped import ECHOES, PRIOR, model_folder
-from lungwave.types import MM, NS, RESEARCH_USE, UM, Frames
+from lungwave.types import MM, NS, RESEARCH_USE, UM
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 EVENT = Path(__file__).resolve().parent / "paper_event.toml"
@@ -68,6 +67,7 @@ SNR = 30.0  # [dB] of the channel data that are judged
 BLOCK = 4  # columns of the view that are one number of the data
 LEVELS = 50  # of the sampler
 INTERVAL = (0.05, 0.95)
+NINETY = RIDGE_LEVELS.index(0.9)
 UNSEEN, CASE, FINER = "unseen lungs", "the case", "event each on the preset's own grid"
 
 
@@ -145,51 +145,51 @@ def lungwave(*words: Any) -> None:
     subprocess.run([sys.executable, "-m", "lungwave", *map(str, words)], check=True)
 
 
-def read_views(recording: Recording, rf: Frames, cases: CaseTable, config: Config, ridge: RidgeModel) -> Lungs:
+def read_views(recording: Recording, cases: CaseTable, config: Config, ridge: RidgeModel) -> Lungs:
     """Views that the ridge reads event by event, and their truth: lungs are drawn anew, finer than a file holds."""
-    grid, shape = ridge.config.grid, ridge.config.map
-    length = output_samples(grid.steps * grid.time_step, ridge.scan.sampling_frequency)
-    alone = one_by_one(replace(recording, rf=rf), length)
-    each = ridge.predict(ridge.reader(alone.scan)(alone.rf))
-    found, _ = Strips.under(recording.scan, shape, SEED_VIEW[1]).join(each, len(rf))
+    answer = answer_of(recording, ridge, SEED_VIEW[1])
+    if isinstance(answer, str):
+        sys.exit(answer)
 
     def view(maps: np.ndarray) -> Float[np.ndarray, "lung 8 256"]:
-        return np.stack([seed_view(one.astype(float), shape.pixel) for one in maps])
+        return np.stack([seed_view(one.astype(float), ridge.config.map.pixel) for one in maps])
 
-    half = found.aeration_half[RIDGE_LEVELS.index(0.9)]
+    found = answer.estimate
     true = np.stack([draw_map(config, int(index), "seed").values for index in cases.index])
-    return Lungs(view(found.aeration), view(half), view(cases.smooth), true)
+    return Lungs(view(found.aeration), view(found.aeration_half[NINETY]), view(cases.smooth), true)
 
 
-def heard(folder: Path) -> Iterator[tuple[Recording, Frames, CaseTable]]:
-    """Recordings of a folder, their frames with noise, and the truth."""
+def heard(folder: Path) -> Iterator[tuple[Recording, CaseTable, Config]]:
+    """Recordings of a folder with noise, the truth, and what they were generated with."""
     config = folder_config(folder)
     for recording, cases in read_shards(folder):
-        yield recording, noisy_frames(recording.rf, cases, config, (SNR, SNR), 0), cases
+        yield replace(recording, rf=noisy_frames(recording.rf, cases, config, (SNR, SNR), 0)), cases, config
 
 
 def read_events(folder: Path, ridge: RidgeModel) -> dict[str, float]:
-    """How far the ridge is off in the first 0.8 mm below a single event, and how often its 90 % intervals hold."""
-    errors, halves = [], []
-    for _, rf, cases in heard(folder):
-        found = ridge.predict(ridge.reader()(rf))
-        errors.append((found.aeration - cases.smooth)[:, : SEED_VIEW[0]])
-        halves.append(found.aeration_half[RIDGE_LEVELS.index(0.9), :, : SEED_VIEW[0]])
-    error = np.concatenate(errors)
-    inside = np.abs(error) <= np.concatenate(halves)
+    """Scores of the ridge in the first 0.8 mm below single events."""
+    parts = []
+    for recording, cases, _ in heard(folder):
+        found = ridge.predict(ridge.reader()(recording.rf))
+        parts.append([v[:, : SEED_VIEW[0]] for v in (found.aeration, cases.smooth, found.aeration_half[NINETY])])
+    return ridge_scores(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def ridge_scores(said: np.ndarray, smooth: np.ndarray, half: np.ndarray) -> dict[str, float]:
+    """How far the ridge is off, and how often its 90 % intervals hold."""
+    error = said - smooth
+    inside = np.abs(error) <= half
     return {"error": float(np.abs(error).mean()), "bias": float(error.mean()), "inside": float(inside.mean())}
 
 
-def scores(samples: Float[np.ndarray, "lung sample *field"], truth: Float[np.ndarray, "_ ..."]) -> dict[str, Any]:
-    """Error of the mean, CRPS, and how often the truth lies within the 90 % interval, with the spread over lungs."""
+def scores(samples: Float[np.ndarray, "lung sample *field"], truth: Float[np.ndarray, "_ ..."]) -> dict[str, float]:
+    """Error of the mean, CRPS, and how often the truth lies within the 90 % interval."""
     low, high = np.quantile(samples, INTERVAL, axis=1, method="weibull")
-    rest = tuple(range(1, truth.ndim))
-    each = {
-        "error": np.abs(samples.mean(1) - truth).mean(rest),
-        "crps": crps_fair(samples, truth).mean(rest),
-        "inside": ((truth >= low) & (truth <= high)).mean(rest),
+    return {
+        "error": float(np.abs(samples.mean(1) - truth).mean()),
+        "crps": float(crps_fair(samples, truth).mean()),
+        "inside": float(((truth >= low) & (truth <= high)).mean()),
     }
-    return {name: float(values.mean()) for name, values in each.items()}
 
 
 def judged(samples: Float[np.ndarray, "lung sample 8 256"], lungs: Lungs) -> dict[str, dict[str, Any]]:
@@ -230,9 +230,7 @@ def table(result: dict[str, Any], about: dict[str, Any], lungs: int) -> str:
                 numbers = f"{row['error']:.3f} | {row['crps']:.3f} | {100 * row['inside']:.0f} %"
                 lines.append(f"| {name} | {what} | {when} | {numbers} |")
         lines.append(alone(name, result[lung]["ridge"]))
-    lines.append(
-        alone(f"{about['fine']} unseen lungs, one event each on the preset's own grid", result[FINER]["ridge"])
-    )
+    lines.append(alone(f"{about['fine']} unseen lungs, one {FINER}", result[FINER]["ridge"]))
     error, ridge = result["error of the blocks"], about["ridge"]
     lines += [
         "",
@@ -315,12 +313,12 @@ def main() -> None:
         load_ridge(model_folder(Path("ridge-paper"), ECHOES)),
         load_model(model_folder(Path("prior-strip"), PRIOR)),
     )
-    found = [read_views(*one, folder_config(whole), ridge) for one in heard(whole)]
+    found = [read_views(*one, ridge) for one in heard(whole)]
     lungs = Lungs(*(np.concatenate([getattr(one, field.name) for one in found]) for field in fields(Lungs)))
     straying = Straying.of(lungs)
     recording, cases, config = read_recording(file), read_cases(file), read_origin(file)
     assert cases is not None and config is not None
-    case = read_views(recording, recording.rf, cases, config, ridge)
+    case = read_views(recording, cases, config, ridge)
     unguided = prior_views(prior, len(lungs.said) * options.samples)
     result: dict[str, Any] = {
         "error of the blocks": {
@@ -346,11 +344,7 @@ def main() -> None:
         result[name] = {
             "before the echoes": judged(before, which),
             "after": judged(drawn[name], which),
-            "ridge": {
-                "error": float(np.abs(which.said - which.smooth).mean()),
-                "bias": float((which.said - which.smooth).mean()),
-                "inside": float((np.abs(which.said - which.smooth) <= which.half).mean()),
-            },
+            "ridge": ridge_scores(which.said, which.smooth, which.half),
         }
     with atomic_path(DOCS / "images" / "paper_view.png") as temporary:
         draw(case, drawn[CASE], lungs, drawn[UNSEEN], unguided).savefig(temporary, format="png", dpi=120)

@@ -22,8 +22,7 @@ from matplotlib.figure import Figure
 
 from lungwave.acoustics.bmode import bmode, display_grid
 from lungwave.acoustics.probe import Recording
-from lungwave.acoustics.receive import echo_rms, output_samples
-from lungwave.config import Config
+from lungwave.acoustics.receive import echo_rms, record_samples
 from lungwave.data.arrays import numpy_arrays
 from lungwave.data.hdf5 import read_origin
 from lungwave.data.maps import save_npz
@@ -153,12 +152,12 @@ def _frames(path: Path, frames: range | None, model: ResolvedModel, estimated: b
     known = None if estimated else origin  # what the walls are drawn from
     flags: tuple[str, ...] = ()
     if known is None:
-        fitted = adapt(recording, model.scan, _length(model.drawn))
+        fitted = adapt(recording, model.scan, record_samples(model.drawn))
         rf, reason, flags = fitted.rf, fitted.reason, (*fitted.flags, "The chest wall was estimated.")
     else:
         rf, samples = np.asarray(recording.rf, np.float32), recording.rf.shape[2]
         reason = out_of_range(recording.scan, samples, model.scan, samples)
-        if reason is None and (known.grid != model.drawn.grid or samples != _length(known)):
+        if reason is None and (known.grid != model.drawn.grid or samples != record_samples(known)):
             reason = "the lungs were simulated on another grid; --wall estimated does not mind"
     if reason is not None:
         raise UsageError(
@@ -175,11 +174,6 @@ def _frames(path: Path, frames: range | None, model: ResolvedModel, estimated: b
     else:
         walls = [Wall.of(lung, known) for lung in lungs]
     return Asked(recording, rf, walls, truths, names, flags, known is None)
-
-
-def _length(config: Config) -> int:
-    """Samples of a record."""
-    return output_samples(config.grid.steps * config.grid.time_step, config.receive.sampling_frequency)
 
 
 def _walls(kept: Path, model: ResolvedModel, quiet: bool) -> Discrepancy:

@@ -8,13 +8,18 @@ import numpy as np
 from jaxtyping import Float
 
 from lungwave.acoustics.probe import Scan
-from lungwave.config import ReceiveConfig
+from lungwave.config import Config, ReceiveConfig
 from lungwave.types import Channels, UsageError
 
 
 def output_samples(duration: float, sampling_frequency: float) -> int:
     """Samples that fit into a record of ``duration`` [s]."""
     return max(math.floor(duration * sampling_frequency * (1 + 1e-12)), 1)
+
+
+def record_samples(config: Config) -> int:
+    """Samples of a record of a configuration."""
+    return output_samples(config.grid.steps * config.grid.time_step, config.receive.sampling_frequency)
 
 
 def receive_matrix(

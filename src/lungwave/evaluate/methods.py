@@ -14,7 +14,7 @@ from jaxtyping import Float, Integer
 
 from lungwave import __version__
 from lungwave.acoustics.probe import Scan, sequence
-from lungwave.acoustics.receive import output_samples
+from lungwave.acoustics.receive import record_samples
 from lungwave.config import Config
 from lungwave.evaluate.reconstruction import LEVEL, Estimated, Method, Sampled
 from lungwave.models.regressor import MeanMap
@@ -178,12 +178,6 @@ def check_fit(model: Model, config: Config, scan: Scan, samples: int) -> None:
     name, trained = model.method.name, model.config
     if config.map != trained.map:
         raise UsageError(f"{name} was trained on another map ({trained.map}); generate the test with its settings")
-    grid = trained.grid
-    reason = out_of_range(
-        scan,
-        samples,
-        sequence(trained),
-        output_samples(grid.steps * grid.time_step, trained.receive.sampling_frequency),
-    )
+    reason = out_of_range(scan, samples, sequence(trained), record_samples(trained))
     if reason is not None:
         raise UsageError(f"{name} does not fit these cases: {reason}; judge models of this acquisition")

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lungwave.acoustics.forward import Simulator
-from lungwave.acoustics.receive import output_samples
+from lungwave.acoustics.receive import record_samples
 from lungwave.acoustics.wave import Fields
 from lungwave.config import Config
 from lungwave.models.precond import Scaling
@@ -150,9 +150,7 @@ class LungForward:
 
 def heard_samples(config: Config) -> int:
     """Samples of a recording that are held against the forward model; later ones tell of lung below the map."""
-    grid = config.grid
-    whole = output_samples(grid.steps * grid.time_step, config.receive.sampling_frequency)
-    return min(_last(config, LATE), whole)
+    return min(_last(config, LATE), record_samples(config))
 
 
 def _last(config: Config, late: float) -> int:

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from lungwave.acoustics.beamform import PixelGrid
 from lungwave.acoustics.bmode import PIXELS_AT_MOST, BMode, bmode, display_grid
 from lungwave.acoustics.probe import Recording, Scan
-from lungwave.acoustics.receive import output_samples
+from lungwave.acoustics.receive import record_samples
 from lungwave.phantom.aeration import Truth, map_columns
 from lungwave.posterior.adapt import adapt
 from lungwave.posterior.amortized import KIND as POSTERIOR
@@ -110,7 +110,8 @@ def reconstruct(
     kinds = list(categories) if categories is not None else [""] * frames
     if isinstance(model, PosteriorModel):
         return _sampled(recording, model, labels, known, kinds, samples, seed, how)
-    answer = _answer(recording, model, known)
+    wide = next((len(truth.x) for truth in known if truth is not None), None)
+    answer = answer_of(recording, model, wide)
     results = []
     pixels = _picture_grid(recording)
     for i in range(frames):
@@ -125,7 +126,7 @@ def reconstruct(
 
 
 @dataclass(frozen=True)
-class _Answer:
+class Answer:
     """What a ridge says of the frames of a recording."""
 
     estimate: Estimate
@@ -133,16 +134,18 @@ class _Answer:
     usual: Bool[np.ndarray, "frame x"]  # columns under events like those of the training
 
 
-def _answer(recording: Recording, model: RidgeModel, truths: list[Truth | None]) -> _Answer | str:
-    """The answer, or why there is none; a walking aperture is read event by event where the model knows one event."""
+def answer_of(recording: Recording, model: RidgeModel, columns: int | None = None) -> Answer | str:
+    """The answer, or why there is none; a walking aperture is read event by event where the model knows one event.
+
+    ``columns`` are those of the map of a walking aperture, without them it is as wide as the events reach.
+    """
     trained, config, frames = model.scan, model.config, len(recording.rf)
-    length = output_samples(config.grid.steps * config.grid.time_step, trained.sampling_frequency)
+    length = record_samples(config)
     heard, strips = recording, None
     try:
         if walks(recording.scan) and trained.transmits == 1:
             heard = one_by_one(recording, length)
-            wide = next((len(truth.x) for truth in truths if truth is not None), None)
-            strips = Strips.under(recording.scan, config.map, wide)
+            strips = Strips.under(recording.scan, config.map, columns)
         reason = out_of_range(heard.scan, heard.rf.shape[2], trained, length)
     except UsageError as error:
         reason = str(error)
@@ -150,9 +153,9 @@ def _answer(recording: Recording, model: RidgeModel, truths: list[Truth | None])
         return f"Outside the trained range: {reason}. Fit a model for this acquisition with 'lungwave fit'."
     found = model.predict(model.reader(heard.scan)(np.asarray(heard.rf, np.float32)))
     if strips is None:
-        return _Answer(found, map_columns(config.map), np.ones((frames, config.map.columns), bool))
+        return Answer(found, map_columns(config.map), np.ones((frames, config.map.columns), bool))
     joined, usual = strips.join(found, frames)
-    return _Answer(joined, strips.x, usual)
+    return Answer(joined, strips.x, usual)
 
 
 def _picture_grid(recording: Recording) -> PixelGrid:
@@ -174,8 +177,7 @@ def _sampled(
 ) -> list[Reconstruction]:  # fmt: skip
     """Results of a posterior model."""
     config, scan = model.config, model.scan
-    length = output_samples(config.grid.steps * config.grid.time_step, scan.sampling_frequency)
-    fitted = adapt(recording, scan, length)
+    fitted = adapt(recording, scan, record_samples(config))
     pixels = _picture_grid(recording)
     pictures = [bmode(recording, pixels, frame=i) for i in range(len(labels))]
     about = [{"category": kind} if kind else {} for kind in kinds]
@@ -237,7 +239,7 @@ def _unlike(novelty: float) -> str | None:
 
 
 def _result(
-    name: str, model: RidgeModel, answer: _Answer, i: int, picture: BMode, truth: Truth | None, about: dict[str, Any]
+    name: str, model: RidgeModel, answer: Answer, i: int, picture: BMode, truth: Truth | None, about: dict[str, Any]
 ) -> Reconstruction:
     config, level, estimate, usual = model.config, LEVELS.index(LEVEL), answer.estimate, answer.usual[i]
     edges = config.map.bands
