@@ -25,9 +25,9 @@ from matplotlib.figure import Figure
 from first_screen import FLESH
 from lungwave import figures
 from lungwave.config import preset
+from lungwave.data.drawn import draw_map
 from lungwave.data.hdf5 import read_cases, read_recording
 from lungwave.figures import AERATION, PALETTE
-from lungwave.phantom.aeration import seed_view
 from lungwave.phantom.anatomy import draw, rasterise
 from lungwave.posterior.reconstruct import reconstruct
 from lungwave.repro import atomic_path, sha256, versions, write_json
@@ -63,7 +63,7 @@ def main() -> None:
     lung = draw(config, args.case)
     (result,) = reconstruct(recording)
     medium = rasterise(lung, config.grid.spacing, config.grid.depth, config.grid.width)
-    sharp = table.sharp[0].astype(float)
+    smooth = table.smooth[0]
     with figures.style(9.0):
         figure = Figure(figsize=(12.6, 7.6), layout="constrained", facecolor="#ffffff")
         panels = figure.subplot_mosaic(
@@ -87,15 +87,16 @@ def main() -> None:
         ax.set_title(f"Channel data, event {len(rf) // 2 + 1} of {len(rf)}", loc="left")
         figures.draw_bmode(panels["bmode"], result)
         panels["bmode"].set_title("B-mode, 60 dB", loc="left")
-        half, deep = sharp.shape[1] * table.pixel / MM / 2, sharp.shape[0] * table.pixel / MM
-        for name, values, bottom in (("map", table.smooth[0], deep), ("view", seed_view(sharp, table.pixel), 0.8)):
+        half, deep = smooth.shape[1] * table.pixel / MM / 2, smooth.shape[0] * table.pixel / MM
+        view = draw_map(config, args.case, "seed").values
+        for name, values, bottom in (("map", smooth, deep), ("view", view, 0.8)):
             ax = panels[name]
             image = ax.imshow(
                 values, cmap=AERATION.colormap(), vmin=AERATION.low, vmax=AERATION.high, interpolation="none",
                 extent=(-half, half, bottom, 0), aspect="auto" if name == "view" else "equal",
             )  # fmt: skip
             ax.set_ylabel("below the\npleura, mm")
-        panels["map"].set_title(f"True aeration, {sharp.shape[0]} x {sharp.shape[1]} pixels", loc="left")
+        panels["map"].set_title(f"True aeration, {smooth.shape[0]} x {smooth.shape[1]} pixels", loc="left")
         panels["view"].set_title("The same, not smoothed: the 8 x 256 view of the report", loc="left")
         panels["bar"].axis("off")
         figures.colour_bar(figure, panels["bar"].inset_axes((0.02, 0.5, 0.8, 0.1)), image, AERATION)
