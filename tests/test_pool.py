@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -37,6 +39,21 @@ def die_once(mark: str) -> int:
 def die() -> None:
     """A task that kills every worker."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def lose_the_scheduler() -> str:
+    """A task during which its worker's heartbeat finds the connection closed, as while a cluster ends."""
+    from distributed import get_worker
+    from distributed.comm import CommClosedError
+
+    async def closed(**named: object) -> None:
+        raise CommClosedError("closed")
+
+    worker = get_worker()
+    scheduler, worker.scheduler = worker.scheduler, SimpleNamespace(heartbeat_worker=closed)
+    asyncio.run_coroutine_threadsafe(worker.heartbeat(), worker.loop.asyncio_loop).result(10)
+    worker.scheduler = scheduler
+    return "done"
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +89,15 @@ class TestDask:
     def test_a_task_that_kills_every_worker_ends_with_the_cure(self, dask: Pool) -> None:
         with pytest.raises(LungwaveError, match=r"4 workers died at cases 5:6.*rerun the same command"):
             list(dask.run(die, [(range(5, 6), ())]))
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # 2026-11-27: as above
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # 2026-11-27: the same
+def test_workers_keep_their_closed_sockets_to_themselves(capfd: pytest.CaptureFixture[str]) -> None:
+    """A user reads lungwave's errors, not the tracebacks of a cluster that is being closed."""
+    with open_pool(1, "local") as pool:
+        assert list(pool.run(lose_the_scheduler, [(range(1), ())])) == [(range(1), "done")]
+    assert capfd.readouterr() == ("", "")
 
 
 def test_shards_have_the_same_bytes_on_dask(tmp_path: Path) -> None:

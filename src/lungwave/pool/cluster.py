@@ -91,8 +91,14 @@ def connected(scheduler: str, workers: int) -> Iterator[Cluster]:
         from distributed import Client, LocalCluster
     except ImportError as error:
         raise UsageError("--scheduler needs Dask, which is not installed; pip install 'lungwave[cluster]'") from error
-    logging.getLogger("distributed").setLevel(logging.ERROR)  # it narrates every lost worker
-    settings = {"distributed.scheduler.allowed-failures": LOSSES, "distributed.comm.timeouts.connect": ANSWER}
+    # What fails reaches us as the exception of a task. Dask would narrate every lost worker and closed socket as well,
+    # here and in its workers, which set up their logging before they hear of any other setting.
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    settings = {
+        "distributed.scheduler.allowed-failures": LOSSES,
+        "distributed.comm.timeouts.connect": ANSWER,
+        "distributed.nanny.pre-spawn-environ.DASK_LOGGING__DISTRIBUTED": "critical",
+    }
     for name in THREADS:
         os.environ.setdefault(name, "1")  # read by the libraries when a local worker loads them
     with dask.config.set(settings):
