@@ -111,7 +111,7 @@ class Bench:
         for turn in itertools.count():
             for command in self.commands:
                 yield lambda c=command: self.signalled(c, signal.SIGKILL, "kill -9")
-            if turn == 0 and self.engines:
+            if turn % 3 == 0 and self.engines:
                 yield lambda: self.lost_worker("local", losses.GENERATE)
                 yield lambda: self.lost_worker("dask", losses.GENERATE)
                 yield lambda: self.lost_worker("ranks", losses.TRAIN)
