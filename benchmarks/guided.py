@@ -9,8 +9,9 @@
 
 Lungs of a seed that no training saw are simulated with losses, scatter and a wider absorbing layer than the model's,
 and get 30 dB of noise of known size. A method is a name and the calls of each sample, gradients of the wave equation;
-``hybrid@1`` begins with noise of one standard deviation of the prior, half the levels of ``guided@0.5`` hear low
-frequencies only. Scored above the information depth of the learned posterior are
+``hybrid@1`` begins with noise of one standard deviation of the prior, half the levels of ``guided@low`` hear low
+frequencies only, those of ``guided@coarse`` on cells twice as wide. Scored above the information depth of the learned
+posterior are
 
 error     mean absolute difference of the posterior mean of the air field, node by node
 CRPS      of the air field, fair for the number of samples
@@ -37,7 +38,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ from lungwave.evaluate.scores import crps_fair
 from lungwave.led import MISFIT
 from lungwave.phantom.resolved import airspace, resolved, shown_config
 from lungwave.pool import open_pool
+from lungwave.posterior.continuation import CoarseGrid, LowBand, coarse_errors
 from lungwave.posterior.discrepancy import Discrepancy
 from lungwave.posterior.guided import AMORTIZED, GUIDED, HYBRID, REFINED, Heard, lead, macroscopic
 from lungwave.posterior.information import information_map, informed_depth
@@ -75,7 +77,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 SEED, SNR = 77, 30.0
 METHODS = (
-    "amortized", "hybrid:25", "hybrid:50", "hybrid:100", "guided:250", "guided@0.5:250", "dps:100", "diffpir:25",
+    "amortized", "hybrid:25", "hybrid:50", "hybrid:100", "guided:250", "guided@low:250", "guided@coarse:250",
+    "dps:100", "diffpir:25",
     "red_diff:100", "lbfgs_tv:50",
 )  # fmt: skip
 POINTS = ("red_diff", "lbfgs_tv")  # that give one answer: a few samples say as much as many
@@ -95,10 +98,17 @@ def opened(folder: Path) -> ResolvedModel:
     return load_resolved(folder)
 
 
-def settings(name: str, calls: int, part: str = "") -> dict[str, Any]:
+@lru_cache(maxsize=1)
+def coarse_grid(folder: Path) -> CoarseGrid:
+    return CoarseGrid(coarse_errors(opened(folder), quiet=True))
+
+
+def settings(name: str, calls: int, part: str, folder: Path) -> dict[str, Any]:
     """What a method is told: its calls, and what stands behind its @."""
+    if name == GUIDED and part:
+        return {"calls": calls, "first": {"low": LowBand, "coarse": partial(coarse_grid, folder)}[part]()}
     if name in (AMORTIZED, HYBRID, GUIDED, REFINED):
-        return {"calls": calls} | ({"low_first" if name == GUIDED else "warm": float(part)} if part else {})
+        return {"calls": calls} | ({"warm": float(part)} if part else {})
     return {"iterations": calls} if name == "lbfgs_tv" else {"levels": calls}
 
 
@@ -155,8 +165,9 @@ def judged(folder: Path, index: int, setting: str, methods: Sequence[str], sampl
         whole, _, calls = method.partition(":")
         name, _, part = whole.partition("@")
         count = min(samples, 4) if name in POINTS else samples
+        how = settings(name, int(calls or 0), part, folder)
         clock = time.perf_counter()
-        led = lead(model, heard, range(count), method=name, name=index, **settings(name, int(calls or 0), part))
+        led = lead(model, heard, range(count), method=name, name=index, **how)
         seconds = time.perf_counter() - clock
         values = model.scaling.to_data(led.maps[led.kept]).clamp(0, 1).numpy()
         air = airspace(values[:, 0])
@@ -305,7 +316,7 @@ def picture(found: dict[str, Any], path: Path) -> None:
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     for k, (method, f) in enumerate(found.items()):
         for ax, score in zip(panels, ("crps", "chi2"), strict=True):
-            ax.plot(max(f["seconds"], 1e-2), f[score], "os^Dv"[k % 5], ms=6, label=method)
+            ax.plot(max(f["seconds"], 1e-2), f[score], "os^Dv<>"[k % 7], ms=6, label=method)
     for ax, label in zip(panels, ("CRPS of the air field (lower is better)", "chi2 (1 = explained)"), strict=True):
         ax.set(xscale="log", xlabel="seconds a sample, one core", ylabel=label)
         ax.margins(x=0.15)

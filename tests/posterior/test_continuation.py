@@ -1,4 +1,4 @@
-"""Low frequencies first: the filter, and forward models behind it."""
+"""Easier problems first: the filter, forward models behind it, and what part of a recording is weighed by."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lungwave.posterior.continuation import ROLL_OFF, Filtered, LowPass
+from lungwave.posterior.discrepancy import CorrelatedNoise
 from lungwave.posterior.likelihood import Differentiable, check_forward
 from lungwave.types import UsageError
 
@@ -52,3 +53,20 @@ def test_a_filtered_model_keeps_the_contract() -> None:
 def test_an_edge_that_is_none(edge: float) -> None:
     with pytest.raises(UsageError, match=r"an edge of .* Hz; give one from 0 to half of 6e\+06 Hz"):
         LowPass(edge, RATE)
+
+
+def test_some_events_weigh_what_they_say_alone() -> None:
+    """Their noise has their own covariance: never surer of them than the whole recording is."""
+    generator = torch.Generator().manual_seed(2)
+    root = torch.randn(24, 24, generator=generator, dtype=torch.float64)
+    whole = CorrelatedNoise.of(root @ root.T + torch.eye(24), (3, 4, 2))
+    some = whole.marginal([2, 0])
+    assert some.shape == (2, 4, 2)
+    covariance = whole.covariance.reshape(3, 8, 3, 8)
+    for i, a in enumerate((2, 0)):
+        for j, b in enumerate((2, 0)):
+            block = some.covariance.reshape(2, 8, 2, 8)[i, :, j]
+            torch.testing.assert_close(block, covariance[a, :, b], rtol=1e-9, atol=1e-9)
+    residual = torch.randn(5, 3, 4, 2, generator=generator, dtype=torch.float64)
+    alone = some.whiten(residual[:, [2, 0]]).flatten(1).square().sum(1)
+    assert bool((alone <= whole.whiten(residual).flatten(1).square().sum(1)).all())

@@ -21,6 +21,7 @@ from lungwave.data.hdf5 import read_origin, write_recording
 from lungwave.models.unet import UNetConfig
 from lungwave.phantom.anatomy import draw
 from lungwave.phantom.resolved import airspace, resolved, shown_config
+from lungwave.posterior.continuation import CoarseGrid, FewShots, LowBand, coarse_errors
 from lungwave.posterior.discrepancy import Discrepancy
 from lungwave.posterior.guided import (
     AMORTIZED,
@@ -38,7 +39,7 @@ from lungwave.posterior.pairs import Disturbance, Pairs, noisy
 from lungwave.posterior.resolved import ResolvedModel, load_resolved
 from lungwave.posterior.resolved_pairs import Guess, ResolvedPairs
 from lungwave.posterior.samplers import Inner
-from lungwave.posterior.samplers.problem import Level
+from lungwave.posterior.samplers.problem import Level, Problem
 from lungwave.posterior.walls import Wall, wall_errors
 from lungwave.prior.build import Prior
 from lungwave.prior.conditional import Posterior, export
@@ -182,14 +183,64 @@ def test_guidance_explains_the_echoes_better(model: ResolvedModel, heard: Heard)
 def test_low_frequencies_first(model: ResolvedModel, heard: Heard) -> None:
     """The same ladder and budget; all levels but the first hear the whole band."""
     plain = lead(model, heard, range(2), method=GUIDED, calls=15)
-    low = lead(model, heard, range(2), method=GUIDED, calls=15, low_first=0.3)
+    low = lead(model, heard, range(2), method=GUIDED, calls=15, first=LowBand(0.3))
     assert [one.sigma for one in low.levels] == pytest.approx([one.sigma for one in plain.levels])
     assert low.calls == plain.calls | {"forward": low.calls["forward"]} and bool(low.kept.all())
     assert low.levels[0].chi2 < 0.8 * plain.levels[0].chi2, "what is cut off is not missed"
-    single = lead(model, heard, range(1), method=GUIDED, calls=5, low_first=0.5)
+    single = lead(model, heard, range(1), method=GUIDED, calls=5, first=LowBand())
     assert single.calls["vjp"] == 5, "the only level hears everything"
-    with pytest.raises(UsageError, match=r"a share of 1 of the levels hears low frequencies"):
-        lead(model, heard, range(1), method=GUIDED, calls=15, low_first=1.0)
+    with pytest.raises(UsageError, match=r"a share of 1 of the levels is eased"):
+        lead(model, heard, range(1), method=GUIDED, calls=15, first=LowBand(1.0))
+    with pytest.raises(UsageError, match="'hybrid' does not begin with an easier problem"):
+        lead(model, heard, range(1), method=HYBRID, first=LowBand())
+
+
+def test_wider_cells_first(model: ResolvedModel, heard: Heard) -> None:
+    """What they make wrong is known, so that the truth explains the echoes on them as well."""
+    errors = coarse_errors(model, lungs=24, quiet=True)
+    found = lead(model, heard, range(2), method=GUIDED, calls=15, first=CoarseGrid(errors, 0.6))
+    assert found.calls["vjp"] == 30 and len(found.levels) == 3 and bool(found.kept.all())
+    forward = LungForward(model.config, heard.wall.medium, heard.wall.surface, model.scaling)
+    rf = torch.from_numpy(heard.rf[None, :, : forward.samples]).double()
+    problem = Problem(rf, forward, model.prior, heard.noise(model), model.shape)
+    ((easier, levels),) = CoarseGrid(errors).parts(model, heard.wall, problem, 7, np.random.default_rng(0))
+    assert levels == 7
+    chi2, cases = [], replace(model.drawn, seed=99)
+    for index in range(8):
+        anatomy = draw(cases, index)
+        wall = Wall.of(anatomy, cases)
+        nodes = model.scaling.to_network(torch.from_numpy(resolved(anatomy, cases))[None]).double()
+        rf = LungForward(model.config, wall.medium, wall.surface, model.scaling)(nodes)
+        ((part, _),) = CoarseGrid(errors).parts(model, wall, replace(problem, y=rf), 1, np.random.default_rng(0))
+        chi2.append(float(part.noise.chi2(part.forward(nodes) - part.y)))
+    assert np.median(chi2) < 1.0
+    assert float(easier.noise.chi2(easier.forward(torch.zeros(1, *model.shape).double()) - easier.y)) > np.median(chi2)
+
+
+def test_some_shots_first(model: ResolvedModel, heard: Heard) -> None:
+    """Other ones at every level; then all of them."""
+    angles = [-8.0, 8.0]
+    drawn = model.drawn.override({"sequence.angles": angles})
+    samples, rng = heard_samples(drawn), np.random.default_rng(0)
+    errors = Discrepancy.of(0.1 * rng.standard_normal((24, 2, samples, drawn.probe.elements)), 0.5)
+    several = replace(model, drawn=drawn, discrepancy=errors)
+    forward = LungForward(several.config, heard.wall.medium, heard.wall.surface, several.scaling)
+    told = replace(heard, rf=forward(torch.zeros(1, *model.shape))[0].numpy())
+    plain = lead(several, told, range(1), method=GUIDED, calls=15)
+    found = lead(several, told, range(1), method=GUIDED, calls=15, first=FewShots(0.3))
+    assert found.calls["vjp"] == plain.calls["vjp"] == 15 and len(found.levels) == 3
+    assert [one.sigma for one in found.levels] == pytest.approx([one.sigma for one in plain.levels])
+    problem = Problem(
+        torch.from_numpy(told.rf[None]).double(), forward, several.prior, told.noise(several), several.shape
+    )
+    parts = list(FewShots(0.3).parts(several, told.wall, problem, 6, np.random.default_rng(0)))
+    assert [levels for _, levels in parts] == [1] * 6
+    chosen = [part.forward.events for part, _ in parts]
+    assert all(len(events) == 1 for events in chosen) and len({events[0] for events in chosen}) > 1
+    with pytest.raises(UsageError, match="one transmit event"):
+        lead(model, heard, range(1), method=GUIDED, calls=15, first=FewShots())
+    with pytest.raises(UsageError, match=r"1\.5 of the events"):
+        lead(several, told, range(1), method=GUIDED, calls=15, first=FewShots(1.5))
 
 
 def test_what_a_guess_leaves_is_what_the_network_is_told(model: ResolvedModel, heard: Heard) -> None:

@@ -42,6 +42,7 @@ class Simulator:
     """RF of a configuration's probe over lungs, batched over cases and transmits.
 
     RF is in pascal received per pascal transmitted. ``shots_per_call`` bounds memory: more shots are split.
+    ``frequency`` [Hz] is the one that the grid is made for, the probe's centre unless only lower ones are listened to.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Simulator:
         device: torch.device | str = "cpu",
         shots_per_call: int = 48,
         checkpoints: int | None = None,
+        frequency: float | None = None,
     ) -> None:
         self.config, self.dtype, self.device = config, dtype, torch.device(device)
         self.scan: Scan = sequence(config)
@@ -62,7 +64,7 @@ class Simulator:
             grid.spacing,
             grid.time_step,
             grid.steps,
-            probe.center_frequency,
+            frequency or probe.center_frequency,
             grid.order,
             grid.pml_cells,
             grid.gradient_stride,
@@ -172,7 +174,7 @@ class Simulator:
         self, medium: Fields | Medium | Sequence[Medium], events: Iterable[int] | None = None
     ) -> Float[Tensor, "case tx time el"]:
         """Noise-free RF of every case and transmit event (or of ``events``), differentiable in the medium's fields."""
-        return self._run(self._fields(medium), self._events(events), self.discretisation)
+        return self._run(self._fields(medium), self.chosen(events), self.discretisation)
 
     def vjp(
         self, medium: Fields | Medium | Sequence[Medium], cotangent: Float[Tensor, "case tx time el"]
@@ -182,34 +184,34 @@ class Simulator:
         Memory is bounded by ``shots_per_call`` and ``checkpoints``: each chunk is adjoined before the next is run.
         """
         leaves = self._leaves(medium)
-        rf = torch.empty(self._shape(leaves), dtype=self.dtype, device=self.device)
-        for case, events, part in self._parts(leaves):
-            part.backward(cotangent[case : case + 1, events])
-            rf[case : case + 1, events] = part.detach()
+        rf = self._empty(leaves, self.scan.transmits)
+        for case, place, part in self._parts(leaves, self.chosen(None)):
+            part.backward(cotangent[case, place][None])
+            rf[case, place] = part[0].detach()
         self.cost.adjoint += len(rf) * self.scan.transmits
         return rf, leaves.map(lambda leaf: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
 
     def pullback(
-        self, medium: Fields | Medium | Sequence[Medium]
+        self, medium: Fields | Medium | Sequence[Medium], events: Iterable[int] | None = None
     ) -> tuple[Float[Tensor, "case tx time el"], Callable[[Tensor], Fields]]:
-        """RF, and what ``vjp`` gives for any cotangent: the propagation is run once and kept for all of them.
+        """RF (of ``events``), and what ``vjp`` gives for any cotangent: one propagation, run once and kept for all.
 
         Memory is not bounded as in ``vjp``: every case and event is held, ``grid.steps / grid.gradient_stride`` times
         the grid each, as long as the function is.
         """
-        leaves = self._leaves(medium)
-        parts = list(self._parts(leaves))
-        rf = torch.empty(self._shape(leaves), dtype=self.dtype, device=self.device)
-        for case, events, part in parts:
-            rf[case : case + 1, events] = part.detach()
+        leaves, chosen = self._leaves(medium), self.chosen(events)
+        parts = list(self._parts(leaves, chosen))
+        rf = self._empty(leaves, len(chosen))
+        for case, place, part in parts:
+            rf[case, place] = part[0].detach()
 
         def pull(cotangent: Float[Tensor, "case tx time el"]) -> Fields:
             for leaf in vars(leaves).values():
                 if leaf is not None:
                     leaf.grad = None
-            for case, events, part in parts:
-                part.backward(cotangent[case : case + 1, events], retain_graph=True)
-            self.cost.adjoint += len(rf) * self.scan.transmits
+            for case, place, part in parts:
+                part.backward(cotangent[case, place][None], retain_graph=True)
+            self.cost.adjoint += len(rf) * len(chosen)
             return leaves.map(lambda leaf: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad.clone())
 
         return rf, pull
@@ -217,17 +219,21 @@ class Simulator:
     def _leaves(self, medium: Fields | Medium | Sequence[Medium]) -> Fields:
         return self._fields(medium).map(lambda field: field.detach().clone().requires_grad_())
 
-    def _shape(self, leaves: Fields) -> tuple[int, int, int, int]:
-        return len(leaves.air), self.scan.transmits, self.samples, self._listen.shape[0]
+    def _empty(self, leaves: Fields, events: int) -> Float[Tensor, "case tx time el"]:
+        shape = len(leaves.air), events, self.samples, self._listen.shape[0]
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
 
-    def _parts(self, leaves: Fields) -> Iterator[tuple[int, list[int], Float[Tensor, "_ tx time el"]]]:
-        """RF of each case and chunk of events, with its graph."""
+    def _parts(
+        self, leaves: Fields, events: Sequence[int]
+    ) -> Iterator[tuple[int, slice, Float[Tensor, "1 _ time el"]]]:
+        """RF of each case and chunk of events, with its graph, and where the chunk stands among the events."""
         for case in range(len(leaves.air)):
-            for events in _chunks(range(self.scan.transmits), self.shots_per_call):
+            for start in range(0, len(events), self.shots_per_call):
+                place = slice(start, start + self.shots_per_call)
                 with torch.enable_grad():  # the cut as well: untracked, it would leave the gradient at zero
                     one = leaves.map(partial(torch.narrow, dim=0, start=case, length=1))
-                    part = self._run(one, events, self.discretisation)
-                yield case, events, part
+                    part = self._run(one, events[place], self.discretisation)
+                yield case, place, part
 
     def jvp(
         self, medium: Fields | Medium | Sequence[Medium], tangent: Fields
@@ -271,7 +277,8 @@ class Simulator:
         self.valid_range(stacked)
         return stacked
 
-    def _events(self, events: Iterable[int] | None) -> list[int]:
+    def chosen(self, events: Iterable[int] | None) -> list[int]:
+        """The events, all for None. UsageError for those that the scan lacks."""
         chosen = list(range(self.scan.transmits) if events is None else events)
         if not chosen or min(chosen) < 0 or max(chosen) >= self.scan.transmits:
             raise UsageError(f"events {chosen} are not within 0..{self.scan.transmits - 1}")

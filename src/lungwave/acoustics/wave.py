@@ -23,6 +23,7 @@ from deepwave.attenuation import response
 from deepwave.time_dispersion import correct_receivers, correct_source
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import conv2d, pad
 
 from lungwave.types import MHZ, UsageError
 
@@ -32,6 +33,9 @@ SPEED_MARGIN = 1.22  # light air nodes (0.6 of tissue density) and scatter lower
 MIN_POINTS_PER_WAVELENGTH = (
     8.0  # at the centre frequency in the slowest tissue; 2-cycle pulses reach twice that frequency
 )
+SOFT = 0.22  # share of air that makes a widened cell soft; chosen on resolved lungs (tests/posterior/test_lung.py)
+HEAVY = 2.0  # most of the tissue's density in a widened cell of air
+LIGHT = 650.0  # [kg/m3] least density of a widened cell, for the stable time step
 NEPER = 20 / math.log(10)  # [dB] per neper
 
 
@@ -200,6 +204,36 @@ def relaxed(
         tissue = (medium.sound_speed * modulus.rsqrt().real).square()
     squared = tissue * (1 - medium.air) + AIR_SPEED**2 * medium.air
     return squared.sqrt().contiguous(), quality
+
+
+def coarsened(medium: Fields, factor: int) -> Fields:
+    """The medium that long waves see, on cells ``factor`` times as wide; lossless, differentiable.
+
+    Density and compressibility of the tissue are averaged. A node is soft from ``SOFT`` of air around it on, and its
+    density then puts the surface of the air where a flat one would lie: theta cells below the node above needs
+    2 theta - 1 of the tissue's. Rows begin at the first one, columns are gathered from the left edge.
+
+    Raises UsageError where the columns make no whole cells.
+    """
+    if medium.air.shape[2] % factor:
+        raise UsageError(f"{medium.air.shape[2]} columns make no whole cells {factor} times as wide")
+    hat = 1 - torch.arange(1 - factor, factor).abs() / factor
+    weight = (hat[:, None] / factor**2).expand(-1, factor)[None, None]
+    rows = -(-medium.air.shape[1] // factor)
+
+    def mean(field: Tensor) -> Tensor:
+        whole = pad(field[:, None], (0, 0, factor - 1, rows * factor - field.shape[1]), mode="replicate")
+        return conv2d(whole, weight.to(field), stride=factor)[:, 0]
+
+    tissue, around = (1 - medium.air).clamp(min=0).square() + 1e-4, mean(medium.air).clamp(0, 1)
+    density = mean(medium.density * tissue) / mean(tissue)
+    below = torch.where(  # depth of a flat surface below the node, in wide cells, as if nodes of air were cells of it
+        around < 0.5, 1 - (2 * around).clamp(min=1e-9).sqrt(), (2 * (1 - around)).clamp(min=1e-9).sqrt() - 1
+    )
+    air = (around / SOFT).clamp(max=1)
+    factors = 1 + air * ((1 + 2 * below + 1 / factor).clamp(max=HEAVY) - 1)  # these begin half a narrow cell too high
+    speed = mean(medium.sound_speed.square().reciprocal()).rsqrt()
+    return Fields(speed, (density * factors).clamp(min=LIGHT), air)
 
 
 def correct_traces(traces: Float[Tensor, "*shape time"], time_step: float) -> Float[Tensor, "*shape time"]:

@@ -8,6 +8,7 @@ independent of the map. Learned on pairs of (all of the physics, model) of lungs
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -116,6 +117,16 @@ class CorrelatedNoise(Noise):
         """From a covariance. UsageError where it is of another size, or not positive."""
         values, vectors = torch.linalg.eigh(covariance.double())
         return cls(values, vectors, shape, temperature)
+
+    @property
+    def covariance(self) -> Float[Tensor, "m m"]:
+        """Of the noise at temperature 1."""
+        return (self.vectors * self.values) @ self.vectors.T
+
+    def marginal(self, events: Sequence[int]) -> CorrelatedNoise:
+        """That of some events, the first axis of recordings, alone: what they share with the others is not known."""
+        some = self.vectors.unflatten(0, (self.shape[0], -1))[list(events)].flatten(0, 1)
+        return CorrelatedNoise.of((some * self.values) @ some.T, (len(events), *self.shape[1:]), self.temperature)
 
     @cached_property
     def _roots(self) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """A recording and the chest wall above it in, samples of the resolved lung out, led by the wave equation.
 
-guided     from pure noise, on the prior of resolved lungs; with ``low_first`` a share of the levels hears low
-           frequencies only (``continuation``)
+guided     from pure noise, on the prior of resolved lungs; its first levels may be held against an easier problem
+           (``continuation``)
 hybrid     half of the calls weigh candidates of the learned posterior by how they explain the echoes
            (``samplers.weigh``); the one that is taken is noised a little, then a level on the prior follows with as
            many Gauss-Newton steps as the other half pays for. With ``warm`` at one standard deviation of the prior all
@@ -16,6 +16,7 @@ part of them, on any worker, is the same.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -30,7 +31,7 @@ from torch import Tensor
 from lungwave.acoustics.receive import echo_rms
 from lungwave.config import Config
 from lungwave.phantom.resolved import airspace
-from lungwave.posterior.continuation import Filtered, LowPass
+from lungwave.posterior.continuation import Easier
 from lungwave.posterior.discrepancy import Discrepancy
 from lungwave.posterior.likelihood import Noise
 from lungwave.posterior.lung import LungForward
@@ -52,7 +53,6 @@ CALLS_A_LEVEL = 1 + INNER.newton * INNER.gradients
 CALLS = {GUIDED: 200, HYBRID: 50, REFINED: 3, AMORTIZED: 0}
 WARM = 0.1  # network units of noise that a hybrid begins with
 HOTTEST, COLDEST = 20.0, 0.05  # first and last noise level
-LOW = 0.8  # of the centre frequency: what early levels hear of the echoes
 
 
 @dataclass(frozen=True)
@@ -94,19 +94,21 @@ def lead(
     name: int = 0,
     unknown: Unknown | None = None,
     warm: float = WARM,
-    low_first: float = 0.0,
+    first: Easier | None = None,
     callback: Callable[[Level], Any] | None = None,
     **how: Any,
 ) -> Guided:
     """Samples number ``samples`` of the recording ``name``, with ``calls`` of the wave equation for each.
 
-    ``warm`` is the noise [network units] that a hybrid begins with, ``low_first`` the share (0-1) of the levels of
-    ``guided`` that hears low frequencies only; ``how`` goes to the sampler. Raises UsageError for an unknown method,
-    calls that make no level, or a recording that is not finite; LungwaveError where all samples were lost.
+    ``warm`` is the noise [network units] that a hybrid begins with, ``first`` what the first levels of ``guided`` are
+    held against instead, ``how`` goes to the sampler. Raises UsageError for an unknown method, calls that make no
+    level, or a recording that is not finite; LungwaveError where all samples were lost.
     """
     rf = np.asarray(heard.rf, np.float32)
     if not np.isfinite(rf).all():
         raise UsageError("the RF holds values that are not finite; repair the recording, or leave the frame out")
+    if first is not None and method not in (GUIDED, "daps_rto"):
+        raise UsageError(f"method '{method}' does not begin with an easier problem; leave first out, or take {GUIDED}")
     spent = CALLS.get(method, CALLS[GUIDED]) if calls is None else calls
     forward = LungForward(model.config, heard.wall.medium, heard.wall.surface, model.scaling)
     early = torch.from_numpy(rf[:, : forward.samples]).double()
@@ -126,8 +128,8 @@ def lead(
             same = {"levels": levels_of(spent), "inner": INNER, **same}
             if method == HYBRID:
                 same |= {"start": asked.learned(samples[0], len(samples)), "sigma_max": warm}
-            elif low_first:
-                return _low_first(asked, low_first, {"sigma_max": HOTTEST, **same})
+            elif first is not None:
+                return _eased(asked, first, {"sigma_max": HOTTEST, **same})
             return SAMPLERS["daps_rto"](problem, asked.seeds(), **same)
         if method not in SAMPLERS:
             known = ", ".join([GUIDED, HYBRID, REFINED, AMORTIZED, *SAMPLERS])
@@ -184,22 +186,23 @@ class _Asked:
         return self.model.draw(rf, top, count, seed=self.seed, names=[self.name], first=first)[0].double()
 
 
-def _low_first(asked: _Asked, share: float, same: dict[str, Any]) -> Guided:
-    """One ladder of noise levels; the first ``share`` of them under the low frequencies of the echoes."""
-    if not 0 < share < 1:
-        raise UsageError(f"a share of {share:g} of the levels hears low frequencies; give one from 0 to below 1")
-    levels, problem = same.pop("levels"), asked.problem
-    early = min(max(1, round(share * levels)), levels - 1)
-    if not early:
-        return SAMPLERS["daps_rto"](problem, asked.seeds(), levels=levels, **same)
+def _eased(asked: _Asked, first: Easier, same: dict[str, Any]) -> Guided:
+    """One ladder of noise levels; a share of them, the noisiest, is held against easier problems."""
+    if not 0 < first.share < 1:
+        raise UsageError(f"a share of {first.share:g} of the levels is eased; give one between 0 and 1")
+    levels = same.pop("levels")
     sigma = karras(levels, same.pop("sigma_min"), same.pop("sigma_max"))[:-1].tolist()
-    config, seeds = asked.model.config, asked.seeds()
-    low = LowPass(LOW * config.probe.center_frequency, config.receive.sampling_frequency)
-    heard = replace(problem, y=low(problem.y), forward=Filtered(problem.forward, low))
-    first = SAMPLERS["daps_rto"](heard, seeds, **_ladder(sigma[:early]), **same)
-    found = SAMPLERS["daps_rto"](problem, seeds, start=first.maps, **_ladder(sigma[early:]), **same)
-    calls = {name: count + first.calls[name] for name, count in found.calls.items()}
-    return replace(found, levels=first.levels + found.levels, calls=calls)
+    early = min(max(1, round(first.share * levels)), levels - 1)
+    chance = stream(asked.seed, "easier", asked.name)
+    parts = [*first.parts(asked.model, asked.heard.wall, asked.problem, early, chance)] if early else []
+    seeds, maps, calls = asked.seeds(), None, Counter[str]()
+    seen: tuple[Level, ...] = ()
+    for problem, count in [*parts, (asked.problem, levels - early)]:
+        ladder, sigma = _ladder(sigma[:count]), sigma[count:]
+        found = SAMPLERS["daps_rto"](problem, seeds, start=maps, **ladder, **same)
+        maps, seen = found.maps, (*seen, *found.levels)
+        calls.update(found.calls)
+    return replace(found, levels=seen, calls=dict(calls))
 
 
 def _ladder(sigma: list[float]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ derivative along a direction is a difference quotient: one propagation more.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lungwave.acoustics.forward import Simulator
 from lungwave.acoustics.receive import record_samples
-from lungwave.acoustics.wave import Fields
+from lungwave.acoustics.wave import Fields, coarsened
 from lungwave.config import Config
 from lungwave.models.precond import Scaling
 from lungwave.phantom.anatomy import AIR_DENSITY
@@ -43,17 +43,27 @@ class LungForward:
 
     ``medium`` is the tissue on the solver's grid; what it holds below the surface is ignored. Every map of a batch lies
     under the same wall, so sample one recording at a time.
+
+    Two ways to a cheaper model: ``events`` are those of the scan that are propagated, in this order; and waves may go
+    through cells ``coarse`` times as wide, of the same medium averaged (``wave.coarsened``), with as much longer steps.
+    That is right for frequencies ``coarse`` times lower: compare it with recordings behind a low-pass.
     """
 
     derivative_error = 2e-2  # of ``jvp``, relative, where maps have no kinks within ``STEP``
 
-    def __init__(self, config: Config, medium: Medium, surface: Float[np.ndarray, " x"], scaling: Scaling) -> None:
+    def __init__(
+        self, config: Config, medium: Medium, surface: Float[np.ndarray, " x"], scaling: Scaling, *,
+        events: Sequence[int] | None = None, coarse: int = 1,
+    ) -> None:  # fmt: skip
         """``surface`` [m] is the depth of the lung in every column of the medium.
 
-        Raises UsageError where it lies outside the grid or has another length.
+        Raises UsageError where it lies outside the grid or has another length, or for events that the scan lacks.
         """
-        self.simulator, self.samples = Simulator(_lossless(config)), heard_samples(config)
-        depth, width = self.simulator.rows, medium.air.shape[1]
+        lossless, frequency = _lossless(config), config.probe.center_frequency
+        self.simulator = Simulator(_widened(lossless, coarse), frequency=frequency / coarse)
+        self.samples, self.coarse = heard_samples(config), coarse
+        self.events = self.simulator.chosen(events)
+        depth, width = round(lossless.grid.depth / lossless.grid.spacing), medium.air.shape[1]
         if medium.air.shape[0] < depth:
             raise UsageError(f"the medium has {medium.air.shape[0]} rows; give {depth}")
         if len(surface) != width:
@@ -70,10 +80,9 @@ class LungForward:
         turned = np.abs(np.maximum(row, 0) % (2 * rows) - rows + 0.5)  # below the map its mirror image
         self._index = torch.from_numpy(np.rint(rows - 0.5 - turned).astype(np.int64))
         self._lung = torch.from_numpy(row >= 0)
-        frequency = config.probe.center_frequency
         loss = np.where(row >= 0, LUNG.linear_attenuation(frequency), medium.attenuation[:depth]).mean(1)
         decibel = loss * medium.spacing * frequency / MHZ
-        self._gain = torch.from_numpy(_gain(decibel, medium.spacing, self.simulator)).float()
+        self._gain = torch.from_numpy(_gain(decibel, medium.spacing, self.simulator)[self.events]).float()
         self._speed, self._density = (
             torch.from_numpy(np.ascontiguousarray(v[:depth], np.float32)) for v in (medium.sound_speed, medium.density)
         )
@@ -92,7 +101,7 @@ class LungForward:
         return maps.gather(2, self._index.expand(*maps.shape[:2], -1, -1))
 
     def fields(self, x: Float[Tensor, "n 2 row x"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Sound speed [m/s], density [kg/m3] and air (fraction) on the grid, differentiable."""
+        """Sound speed [m/s], density [kg/m3] and air (fraction) on the grid of the waves, differentiable."""
         inside, slow, fast = self.scaling.to_data(x).clamp(0, 1), *self.speeds
         value, speed = self.place(inside).float().unbind(1)
         air = ((value + LEAST) / (AIR + LEAST)).clamp(max=1)
@@ -100,11 +109,15 @@ class LungForward:
         below = depth.detach().floor().clamp(max=LEVELS - 2).long()
         first, after = self._factors[1 + below], self._factors[2 + below]
         factor = torch.where(value < AIR, 1 + (first - 1) * air, first + (after - first) * (depth - below))
-        return (
+        placed = (
             torch.where(self._lung, slow + (fast - slow) * speed, self._speed),
             torch.where(self._lung, LUNG.density * factor, self._density),
             torch.where(self._lung, air, torch.zeros_like(air)),
         )
+        if self.coarse == 1:
+            return placed
+        wide = coarsened(Fields(*placed), self.coarse)
+        return wide.sound_speed, wide.density, wide.air
 
     def __call__(self, x: Float[Tensor, "n 2 row x"]) -> Float[Tensor, "n tx time el"]:
         """The echoes."""
@@ -130,7 +143,7 @@ class LungForward:
             with torch.enable_grad():
                 placed = self.fields(start)
             medium = _medium(*(field.detach() for field in placed))
-            self._kept = start, placed, self.simulator.pullback(medium)[1]
+            self._kept = start, placed, self.simulator.pullback(medium, self.events)[1]
         free, fields, pull = self._kept
         late = self.simulator.samples - self.samples
         found = pull(self._gain * torch.nn.functional.pad(seen.float(), (0, 0, 0, late)))
@@ -145,7 +158,7 @@ class LungForward:
         return self._heard[1]
 
     def _hear(self, speed: Tensor, density: Tensor, air: Tensor) -> Float[Tensor, "n tx time el"]:
-        return (self._gain * self.simulator.channels(_medium(speed, density, air)))[:, :, : self.samples]
+        return (self._gain * self.simulator.channels(_medium(speed, density, air), self.events))[:, :, : self.samples]
 
 
 def heard_samples(config: Config) -> int:
@@ -167,6 +180,15 @@ def _lossless(config: Config) -> Config:
     steps = min(math.ceil(seconds / grid.time_step / grid.gradient_stride) * grid.gradient_stride, grid.steps)
     depth = min(math.ceil((config.wall.pleura_depth[1] + 1.5 * REACH) / grid.spacing) * grid.spacing, grid.depth)
     return replace(config, grid=replace(grid, attenuation=False, pml_cells=ABSORBING, steps=steps, depth=depth))
+
+
+def _widened(config: Config, factor: int) -> Config:
+    """On cells and time steps ``factor`` times as large, as deep and as long at least."""
+    grid = config.grid
+    spacing, rows = factor * grid.spacing, math.ceil(round(grid.depth / grid.spacing) / factor)
+    steps = math.ceil(grid.steps / factor / grid.gradient_stride) * grid.gradient_stride
+    wider = replace(grid, spacing=spacing, depth=rows * spacing, time_step=factor * grid.time_step, steps=steps)
+    return replace(config, grid=wider)
 
 
 def _finite(*parts: Tensor) -> tuple[tuple[Tensor, ...], Callable[[Tensor], Tensor]]:

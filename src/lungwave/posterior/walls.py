@@ -66,8 +66,8 @@ class Wall:
         return (first_rows(self.surface, self.medium.spacing) - 0.5) * self.medium.spacing
 
 
-def wall_errors(model: ResolvedModel, lungs: int = LUNGS, quiet: bool = False) -> Discrepancy:
-    """What the forward model makes wrong under estimated walls, over the RMS of the echoes.
+def wall_errors(model: ResolvedModel, lungs: int = LUNGS, quiet: bool = False, known: bool = False) -> Discrepancy:
+    """What the forward model makes wrong under estimated walls, or under ``known`` ones, over the RMS of the echoes.
 
     From ``lungs`` that neither the training nor anybody else has drawn: half a minute.
     """
@@ -76,7 +76,7 @@ def wall_errors(model: ResolvedModel, lungs: int = LUNGS, quiet: bool = False) -
     with Progress(lungs, "walls", quiet=quiet) as progress:
         for index in range(lungs):
             case = simulate_case(config, index, simulator)
-            wall = Wall.estimated(received(case, config, simulator), model)
+            wall = Wall.of(case.anatomy, config) if known else Wall.estimated(received(case, config, simulator), model)
             forward = LungForward(model.config, wall.medium, wall.surface, model.scaling)
             nodes = torch.from_numpy(resolved(case.anatomy, config))[None]
             echoes = forward(model.scaling.to_network(nodes).double())[0].numpy()
