@@ -252,7 +252,8 @@ def run(name: str, seconds: float) -> None:
 def main() -> None:
     """Fuzz one reader."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("reader", nargs="?")
+    names = sorted({path.stem for path in CORPUS.glob("*.zip")} - {"crashes"})
+    parser.add_argument("reader", nargs="?", choices=names)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--table", action="store_true", help="write the table from the logs")
     parser.add_argument("--pack", action="store_true", help="renew the committed corpus from what runs have left")
