@@ -27,7 +27,8 @@ import scipy.signal
 import torch
 
 from lungwave.acoustics.beamform import Beamformer, PixelGrid, receive_delay, transmit_delay, wavefronts
-from lungwave.acoustics.bmode import BMode, bmode, compound, compounded
+from lungwave.acoustics.bmode import bmode, compound, compounded
+from lungwave.acoustics.image import BMode
 from lungwave.acoustics.iq import upsampling
 from lungwave.acoustics.probe import Recording, pulse, sequence
 from lungwave.config import preset

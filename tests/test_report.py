@@ -23,7 +23,7 @@ from scipy.ndimage import gaussian_filter
 
 from edited import edited
 from lungwave import figures, overview, report
-from lungwave.acoustics.bmode import BMode
+from lungwave.acoustics.image import BMode
 from lungwave.data import schema
 from lungwave.data.posteriors import PICTURES, read_posteriors
 from lungwave.phantom.aeration import Truth

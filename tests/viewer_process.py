@@ -91,6 +91,12 @@ class Viewer:
         """Cancel or erase a job."""
         assert self.ask("DELETE", f"/api/jobs/{identity}")[0] == 200
 
+    def clear(self) -> None:
+        """Cancel and erase all jobs."""
+        while jobs := self.json("/api/jobs")["jobs"]:
+            for job in jobs:
+                self.ask("DELETE", f"/api/jobs/{job['id']}")  # one may end meanwhile
+
     def result(self, identity: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Facts and arrays."""
         facts = self.json(f"/api/jobs/{identity}/result")

@@ -129,8 +129,8 @@ COMMANDS = {
 }
 
 
-def prepare(folder: Path) -> None:
-    """Cases, maps and models that the commands read."""
+def prepare(folder: Path, only: str = "") -> None:
+    """Cases, maps and models that the commands read, or those of one verb."""
     for words in (
         f"generate --preset micro {TINY} --seed 5 --cases 0:120 --shard-size 30 --workers 1 --out cases",
         f"generate --preset micro {TINY} --seed 6 --cases 0:24 --shard-size 4 --workers 1 --out test",
@@ -138,7 +138,8 @@ def prepare(folder: Path) -> None:
         "fit cases --out ridge",
         COMMANDS["train"].words.replace("--out out", "--out prior"),
     ):
-        assert Command("", words, "").run(folder) == 0, (folder / "stderr.txt").read_text()
+        if words.startswith(only):
+            assert Command("", words, "").run(folder) == 0, (folder / "stderr.txt").read_text()
 
 
 def fresh(source: Path, place: Path) -> Path:

@@ -130,7 +130,7 @@ def test_a_rank_that_dies_leaves_a_sentence_and_a_resume(tmp_path: Path) -> None
     """The other rank says what to do; the same command again gives the weights of a training that nothing disturbed."""
     source = tmp_path / "prepared"
     source.mkdir()
-    processes.prepare(source)
+    processes.prepare(source, "maps")
     whole, folder = (processes.fresh(source, tmp_path / name) for name in ("whole", "hurt"))
     assert losses.TRAIN.run(whole) == 0
     codes, hit = losses.ranks(folder, np.random.default_rng(0))

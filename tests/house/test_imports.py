@@ -79,6 +79,8 @@ TORCH_FREE = (
     "lungwave.progress",
     "lungwave.phantom",
     "lungwave.data.schema",
+    "lungwave.figures",
+    "lungwave.lungs",
 )
 
 
@@ -192,6 +194,10 @@ def test_help_is_instant() -> None:
 def test_drawing_lungs_needs_no_torch() -> None:
     modules = [module for module in MODULES if module.startswith(TORCH_FREE)]
     assert "torch" not in probe(f"import {', '.join(modules)}", runs=1)["modules"]
+
+
+def test_reconstruction_does_not_wait_for_the_propagator() -> None:
+    assert "deepwave" not in probe("import lungwave.runs, lungwave.batch, lungwave.led", runs=1)["modules"]
 
 
 def test_public_names_resolve() -> None:

@@ -24,7 +24,7 @@ def read(folder: Path) -> ResolvedPairs:
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> ResolvedPairs:
     folder = tmp_path_factory.mktemp("outline") / "cases"
-    generate(preset("micro").override({"seed": 11}), range(240), folder, workers=1, quiet=True)
+    generate(preset("micro").override({"seed": 11}), range(120), folder, workers=1, quiet=True)
     return read(folder)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lungwave.acoustics.bmode import BMode
+from lungwave.acoustics.image import BMode
 from lungwave.config import MapConfig
 from lungwave.evaluate.calibration import central_interval
 from lungwave.phantom.aeration import Truth

@@ -100,16 +100,14 @@ def phone(browser: Any, viewer: Viewer) -> Iterator[Watched]:
 
 
 def opened(browser: Any, viewer: Viewer, width: int, height: int, **context: Any) -> Iterator[Watched]:
-    """A page that is closed afterwards, its jobs erased."""
+    """A page that begins without jobs and is closed afterwards, its own erased."""
+    viewer.clear()
     held = browser.new_context(viewport={"width": width, "height": height}, **context)
     page = Watched(held.new_page(), viewer)
     yield page
     page.finish()
     held.close()
-    for job in viewer.json("/api/jobs")["jobs"]:
-        viewer.drop(job["id"])
-        if job["state"] in ("waiting", "running", "shown"):
-            viewer.drop(job["id"])
+    viewer.clear()
 
 
 def test_from_upload_to_pictures_numbers_and_report(watched: Watched, viewer: Viewer, rf: Path, tmp_path: Path) -> None:
@@ -304,6 +302,7 @@ def test_two_tabs_see_the_same_jobs(watched: Watched, viewer: Viewer) -> None:
 
 def test_closed_browser_leaves_the_queue_in_order(browser: Any, viewer: Viewer, rf: Path) -> None:
     """A page that is closed in the middle of its job: nobody waits for it, and nothing of it stays on disk."""
+    viewer.clear()
     held = browser.new_context()
     page = Watched(held.new_page(), viewer)
     page.page.set_input_files("#file", rf)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,22 +10,13 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from lungwave.acoustics.beamform import Beamformer, PixelGrid, aperture_weight, focal_waist, wavefronts
+from lungwave.acoustics.image import BMode
 from lungwave.acoustics.iq import analytic
 from lungwave.acoustics.probe import Recording, Scan
-from lungwave.types import Field, UsageError
+from lungwave.types import UsageError
 
 PIXELS_AT_MOST = 1 << 18  # of the default grid: enough for a page, computed in a moment
 EVENTS_AT_ONCE = 8  # images held at a time while compounding
-
-
-@dataclass(frozen=True)
-class BMode:
-    """Log-compressed envelope image."""
-
-    decibel: Field  # [dB] <= 0, relative to the image maximum
-    x: Float[np.ndarray, " x"]  # [m]
-    z: Float[np.ndarray, " z"]  # [m]
-    dynamic_range: float = 60.0  # [dB]
 
 
 def display_grid(scan: Scan, samples: int, spacing: float | None = None) -> PixelGrid:

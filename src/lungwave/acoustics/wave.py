@@ -7,6 +7,8 @@ The variable-density acoustic equations on a staggered grid, order 2-8 in space,
 * time dispersion removed exactly to leading order by remapping frequencies of sources and traces
   (Koene, Robertsson, Broggini, Andersson 2018, doi 10.1093/gji/ggx486), so the step may sit near the CFL limit;
 * attenuation as one relaxation mechanism, exact at the centre frequency, whose phase speed is the given sound speed.
+
+deepwave is imported where it is called: it takes two seconds, and much of lungwave only reads what is written here.
 """
 
 from __future__ import annotations
@@ -17,10 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import deepwave
 import torch
-from deepwave.attenuation import response
-from deepwave.time_dispersion import correct_receivers, correct_source
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
@@ -106,6 +105,8 @@ class Discretisation:
 
 def correct_wavelets(wavelets: Float[Tensor, "*shape time"], time_step: float) -> Float[Tensor, "*shape time"]:
     """Pre-distort source time series for the leapfrog's time dispersion (fixed per survey: compute once, reuse)."""
+    from deepwave.time_dispersion import correct_source
+
     return correct_source(wavelets, time_step)
 
 
@@ -124,6 +125,8 @@ def propagate(
     Raises:
         UsageError: a node lies outside the grid, or the medium needs a smaller time step.
     """
+    import deepwave
+
     rows, columns = medium.air.shape[-2:]
     for name, nodes in (("source", source_nodes), ("receiver", receiver_nodes)):
         inside = (nodes >= 0).all() and (nodes[..., 0] < rows).all() and (nodes[..., 1] < columns).all()
@@ -196,6 +199,8 @@ def relaxed(
     tissue = medium.sound_speed.square()
     quality = None
     if medium.attenuation is not None:
+        from deepwave.attenuation import response
+
         alpha = medium.attenuation * (center_frequency / MHZ / NEPER)  # [Np/m] at the centre frequency
         quality = math.pi * center_frequency / (alpha.clamp_min(1e-6) * medium.sound_speed)
         modulus = response(quality, torch.tensor([center_frequency], device=quality.device), q_freq=center_frequency)[
@@ -238,6 +243,8 @@ def coarsened(medium: Fields, factor: int) -> Fields:
 
 def correct_traces(traces: Float[Tensor, "*shape time"], time_step: float) -> Float[Tensor, "*shape time"]:
     """Move recorded frequencies back to where physics puts them (pairs with ``correct_wavelets``); differentiable."""
+    from deepwave.time_dispersion import correct_receivers
+
     return correct_receivers(traces, time_step)
 
 

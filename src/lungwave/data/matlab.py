@@ -9,7 +9,6 @@ from typing import Any
 import h5py
 import numpy as np
 import scipy.io
-import scipy.signal
 from jaxtyping import Float
 
 from lungwave.acoustics.probe import Recording, Scan, linear_array
@@ -324,7 +323,9 @@ def _field_ii_pulse_delay(path: str | Path, simulation: Any, shift: float) -> fl
     names = ("excitation", "electroacoustic_impulse_response", "f_sim_hz", "start_time")
     if not isinstance(simulation, dict) or any(name not in simulation for name in names):
         return 0.0
+    from scipy.signal import hilbert  # a second of import that no other recording needs
+
     excitation, response = (vector(path, simulation, name) for name in names[:2])
     pulse = np.convolve(np.convolve(excitation, response), response)
-    peak = int(np.abs(scipy.signal.hilbert(pulse)).argmax()) / number(path, simulation, "f_sim_hz")
+    peak = int(np.abs(hilbert(pulse)).argmax()) / number(path, simulation, "f_sim_hz")
     return peak - (shift + number(path, simulation, "start_time"))

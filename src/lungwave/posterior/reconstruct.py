@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from lungwave.acoustics.beamform import PixelGrid
-from lungwave.acoustics.bmode import PIXELS_AT_MOST, BMode, bmode, display_grid
+from lungwave.acoustics.bmode import PIXELS_AT_MOST, bmode, display_grid
+from lungwave.acoustics.image import BMode
 from lungwave.acoustics.probe import Recording, Scan
 from lungwave.acoustics.receive import record_samples
 from lungwave.phantom.aeration import Truth, map_columns

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from lungwave.acoustics.bmode import BMode
+from lungwave.acoustics.image import BMode
 from lungwave.config import MapConfig
 from lungwave.phantom.aeration import Truth, map_columns
 from lungwave.posterior.information import information_map, informed_depth

@@ -34,6 +34,7 @@ from lungwave.training.source import Batch, Draws, MapSource, Source
 from lungwave.types import UsageError
 
 CANDIDATES = (0.03, 0.05, 0.07, 0.10, 0.15, 0.20)  # lengths of the weight average that are compared at the end
+JUDGED = 256  # held-out images that choose among them
 GOLDEN = (1 + math.sqrt(5)) / 2
 MOST_ATTENTION = 256  # [pixel] self-attention lands where a level has no more
 GROUPS = 32  # of the group normalisation, at most
@@ -311,7 +312,7 @@ def best_average(run: Training, held_out: Source | None, prior: Prior) -> Iterat
     for length, weights in averages.items():
         run.model.load_state_dict({**own, **weights})
         if held_out is not None:
-            losses[length] = held_out_loss(run, held_out)
+            losses[length] = held_out_loss(run, held_out, JUDGED)
     best = min(losses, key=losses.__getitem__) if losses else lengths[0]
     run.model.load_state_dict({**own, **averages[best]})
     try:
@@ -343,7 +344,7 @@ def _card(made: Materials) -> str:
     )
 
 
-def held_out_loss(run: Training, source: Source, count: int = 256) -> float:
+def held_out_loss(run: Training, source: Source, count: int) -> float:
     """Training loss on ``count`` held-out images; each has the same random numbers in every check."""
     task = run.task
     if not isinstance(task, Denoising):  # where an image would only come again, without other noise
