@@ -21,11 +21,18 @@ serve(browser=False, limits=Limits(upload={UPLOAD} * MB, memory=GIB), say=lambda
 
 
 @pytest.fixture(scope="session")
-def viewer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewer]:
+def warm_viewer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewer]:
     """The viewer that most tests share, with its worker warm; small limits, so that bombs are small."""
     with viewing(tmp_path_factory.mktemp("viewer"), code=SMALL) as running:
         until(lambda: running.json("/api/jobs")["ready"], 120)
         yield running
+
+
+@pytest.fixture
+def viewer(warm_viewer: Viewer) -> Iterator[Viewer]:
+    """The same, without jobs of other tests."""
+    yield warm_viewer
+    warm_viewer.clear()
 
 
 @pytest.fixture(scope="session")

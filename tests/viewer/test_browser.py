@@ -100,14 +100,12 @@ def phone(browser: Any, viewer: Viewer) -> Iterator[Watched]:
 
 
 def opened(browser: Any, viewer: Viewer, width: int, height: int, **context: Any) -> Iterator[Watched]:
-    """A page that begins without jobs and is closed afterwards, its own erased."""
-    viewer.clear()
+    """A page that is closed afterwards."""
     held = browser.new_context(viewport={"width": width, "height": height}, **context)
     page = Watched(held.new_page(), viewer)
     yield page
     page.finish()
     held.close()
-    viewer.clear()
 
 
 def test_from_upload_to_pictures_numbers_and_report(watched: Watched, viewer: Viewer, rf: Path, tmp_path: Path) -> None:
@@ -302,7 +300,6 @@ def test_two_tabs_see_the_same_jobs(watched: Watched, viewer: Viewer) -> None:
 
 def test_closed_browser_leaves_the_queue_in_order(browser: Any, viewer: Viewer, rf: Path) -> None:
     """A page that is closed in the middle of its job: nobody waits for it, and nothing of it stays on disk."""
-    viewer.clear()
     held = browser.new_context()
     page = Watched(held.new_page(), viewer)
     page.page.set_input_files("#file", rf)
