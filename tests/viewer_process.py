@@ -110,10 +110,11 @@ class Viewer:
     def on_disk(self) -> list[str]:
         """What the viewer has on disk, its lock aside."""
         return sorted(
-            path.name
-            for folder in self.temporary.glob(f"{PREFIX}*")
-            for path in folder.rglob("*")
-            if path.name != "in-use"
+            name
+            for top in self.temporary.glob(f"{PREFIX}*")
+            for _, folders, files in os.walk(top)  # which passes over a folder that goes meanwhile
+            for name in (*folders, *files)
+            if name != "in-use"
         )
 
     def worker(self) -> int:
